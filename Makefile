@@ -1,0 +1,58 @@
+# Thin front for CMake. `make` alone prints this help.
+BUILD ?= build
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+SECONDS_EACH ?= 30
+CMAKE_FLAGS ?=
+cmake = cmake -S . -B $(1) -G Ninja --log-level=WARNING $(2) $(CMAKE_FLAGS) >$(1).log 2>&1 || { cat $(1).log; exit 1; }; rm -f $(1).log
+
+.PHONY: help build test demo demo-eval check test-san fuzz parity bench clean
+help:
+	@echo 'make build      install what is missing (apt), build build/chiasm'
+	@echo 'make test       build, run the whole test suite'
+	@echo 'make demo       build, ask and trace the embedded model, write out/demo/'
+	@echo 'make demo-eval  build, score the embedded model on 2,000 items'
+	@echo 'make check      layers, formatting, warnings with gcc and clang, static analysis, lengths'
+	@echo 'make test-san   the test suite under ASan and UBSan (build-san/)'
+	@echo 'make fuzz       each parser under libFuzzer for SECONDS_EACH=30 seconds (clang, build-fuzz/)'
+	@echo 'make parity     only the comparisons with stored reference states'
+	@echo 'make bench      build the speed measurements (build/bench/)'
+	@echo 'make clean      remove build folders'
+
+build:
+	@scripts/bootstrap.sh
+	@$(call cmake,$(BUILD),)
+	@cmake --build $(BUILD) -j $(JOBS)
+
+test: build
+	@scripts/run_tests.sh $(BUILD)
+
+demo: build
+	@scripts/demo.sh
+
+demo-eval: build
+	@scripts/demo_eval.sh
+
+parity: build
+	@scripts/run_tests.sh $(BUILD) parity
+
+check:
+	@scripts/bootstrap.sh --dev
+	@scripts/check.sh
+
+test-san:
+	@scripts/bootstrap.sh
+	@$(call cmake,build-san,-DCHI_SAN=address$(,)undefined)
+	@cmake --build build-san -j $(JOBS)
+	@scripts/run_tests.sh build-san
+
+fuzz:
+	@scripts/bootstrap.sh --dev
+	@$(call cmake,build-fuzz,-DCMAKE_C_COMPILER=clang -DCHI_FUZZ=ON -DCHI_SAN=address$(,)undefined)
+	@scripts/fuzz.sh build-fuzz $(SECONDS_EACH) $(JOBS)
+
+bench: build
+	@cmake --build $(BUILD) -j $(JOBS) --target bench
+
+clean:
+	rm -rf build build-san build-fuzz build-clang
+, := ,

@@ -1,0 +1,2 @@
+#!/bin/sh
+echo "check.sh: not yet written" ; exit 0
