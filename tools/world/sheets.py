@@ -1,0 +1,48 @@
+"""Contact sheets of each picture kind, at model size and enlarged.
+
+    python3 tools/world/sheets.py --world models/demo/world --out docs/img
+"""
+import argparse
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from render import KINDS, Ranges, SIZE, World, picture
+
+
+def sheet(world, kind, seed):
+    """Upper row enlarged (x2), then rows at the size that the model sees."""
+    rng = np.random.default_rng(seed)
+    columns, gap = 6, 6
+    big = 2 * SIZE
+    width = columns * (big + gap) + gap
+    out = Image.new("RGB", (width, 2 * big + 2 * SIZE + 5 * gap), "white")
+    for row, ranges in enumerate((Ranges(), Ranges(1.25))):
+        for i in range(columns):
+            pixels = picture(rng, ranges, kind, world)[0]
+            tile = Image.fromarray(pixels).resize((big, big), Image.NEAREST)
+            out.paste(tile, (gap + i * (big + gap), gap + row * (big + gap)))
+        for i in range(2 * columns):
+            tile = Image.fromarray(picture(rng, ranges, kind, world)[0])
+            out.paste(tile, (gap + i * (SIZE + gap // 2),
+                             2 * big + 3 * gap + row * (SIZE + gap)))
+    return out
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("--world", required=True)
+    ap.add_argument("--out", required=True, type=pathlib.Path)
+    ap.add_argument("--seed", type=int, default=5)
+    args = ap.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    world = World(args.world)
+    for kind in KINDS:
+        # 64 colours keep the repository small; the sheets are for looking only.
+        page = sheet(world, kind, args.seed).quantize(64)
+        page.save(args.out / f"world-{kind.replace('_', '-')}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
