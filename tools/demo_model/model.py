@@ -26,6 +26,7 @@ AttentionInterface.register("plain", plain_attention)
 
 
 def config(tok):
+    """The configuration; its sizes are explained in the model card."""
     ids = {s: tok.token_to_id(s) for s in ("<s>", "</s>", "<pad>", "<image>")}
     vision = CLIPVisionConfig(
         hidden_size=160, intermediate_size=512, projection_dim=160, num_hidden_layers=6,
@@ -50,11 +51,11 @@ class Trainee(nn.Module):
     shape and colour that covers it; they are dropped at export.
     """
 
-    def __init__(self, cfg, countries, shapes, colors):
+    def __init__(self, llava, countries=0, shapes=0, colors=0):
         super().__init__()
-        self.llava = LlavaForConditionalGeneration(cfg)
+        self.llava = llava
         self.llava.set_attn_implementation("plain")
-        width = cfg.vision_config.hidden_size
+        width = llava.config.vision_config.hidden_size
         self.heads = nn.ModuleList(nn.Linear(width, n + 1)
                                    for n in (countries, shapes, colors))
         mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)

@@ -18,6 +18,7 @@ from collections import defaultdict
 import torch
 from torch.nn.functional import cross_entropy
 from tokenizers import Tokenizer
+from transformers import LlavaForConditionalGeneration
 
 from batch import Encoder, Stream
 from export import export
@@ -116,13 +117,13 @@ def train_step(model, batch, stage, image_at, seen, dense_weight):
     right[batch["owner"][logits.argmax(-1) != batch["target"]]] = False
     for tag, ok in zip(batch["tags"], right.tolist()):
         seen[tag].append(ok)
-    seen["loss"].append(float(each.mean()))
+    seen["loss"].append(each.mean().item())
     (each.mean() + dense_weight * dense).backward()
 
 
 def loader(args, stage, seed):
     root = pathlib.Path(args.model)
-    shape = (args.pictures * 2, 20) if stage == 1 else (args.pictures, args.texts)
+    shape = (args.pictures * 4, 6) if stage == 1 else (args.pictures, args.texts)
     stream = Stream(str(root / "world"), str(root / "tokenizer.json"), seed, *shape,
                     KIND_MIX, args.named_share, text_only=stage == 1)
     return iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1,
@@ -149,7 +150,8 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     tok = Tokenizer.from_file(f"{args.model}/tokenizer.json")
     world = World(f"{args.model}/world")
-    model = Trainee(config(tok), len(world.countries), len(SHAPES), len(COLOR_NAMES))
+    model = Trainee(LlavaForConditionalGeneration(config(tok)), len(world.countries),
+                    len(SHAPES), len(COLOR_NAMES))
     model.bfloat16()
     optimizer = Optimizer(model, args.rate)
     image_at = Encoder(tok).image_at
