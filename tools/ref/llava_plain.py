@@ -149,8 +149,10 @@ class Plain:
         c, s = cos[:, None], sin[:, None]
         return torch.stack([a * c - b * s, b * c + a * s], 2).reshape(n, -1)
 
-    def run(self, ids, pixels=None):
-        """Expanded ids [T] -> states, logits last."""
+    def run(self, ids, pixels=None, edit=None):
+        """Expanded ids [T] -> states, logits last. edit(name, tensor): called at every decoder state that the next
+        one is computed from (attn_out, mlp_out, resid_post); may change it in place."""
+        edit = edit or (lambda name, t: None)
         states, c = {}, self.text
         ids = torch.as_tensor(ids).long()
         x = self.w["decoder.embed_tokens.weight"][ids]
@@ -170,11 +172,14 @@ class Plain:
             q, k = self.rotate(q, heads, cos, sin), self.rotate(k, kv, cos, sin)
             h, pattern = self.attend(q, k, v, heads, kv, True)
             a = self.linear(h, p + "self_attn.o_proj")
+            edit(o + "attn_out", a)
             mid = x + a
             y = self.rmsnorm(mid, p + "post_attention_layernorm")
             m = self.act(self.linear(y, p + "mlp.gate_proj"), c["hidden_act"]) * self.linear(y, p + "mlp.up_proj")
             y = self.linear(m, p + "mlp.down_proj")
+            edit(o + "mlp_out", y)
             x = mid + y
+            edit(o + "resid_post", x)
             for site, t in zip("q k v pattern head_out attn_out resid_mid mlp_act mlp_out resid_post".split(),
                                (q, k, v, pattern, h, a, mid, m, y, x)):
                 states[o + site] = t
