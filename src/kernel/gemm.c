@@ -1,0 +1,215 @@
+/* The threaded matrix product. A task owns a block of rows and a run of panels: it packs its rows once per K chunk
+ * ([k][rows of a tile], in its own scratch) and carries them past the panels, so a panel is read once per row block.
+ * Nothing here decides bits: the tiles do, and they see the K blocks of one output in ascending order always. */
+#include <stdatomic.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#include <xmmintrin.h>
+#endif
+
+#include "kernel/table.h"
+
+enum {
+  K_CHUNK = 512,   /* a multiple of CHI_CHAIN: 64 KB of an f32 panel                               */
+  ROW_BLOCK = 192, /* a multiple of every mr; with K_CHUNK 384 KB of packed rows, which L2 keeps   */
+  MAX_RUN = 16,    /* most panels of a task; fewest is 2, below that packing rows would show       */
+  SERIAL_MACS = 1 << 16,
+};
+
+typedef struct gemm_job {
+  const chi_kernel_table *t;
+  const chi_mat *w;
+  bool transposed; /* x W instead of x W^T: the panels are transposed blocks, made on the fly */
+  const float *x;
+  int64_t ldx;
+  const int32_t *idx;
+  float *y;
+  int64_t ldy, m;
+  const float *bias;
+  int64_t n, k; /* outputs and inputs of this product */
+  int64_t mr, row_block, row_blocks, run;
+  atomic_int failed;
+} gemm_job;
+
+static inline const float *row_of(const gemm_job *j, int64_t i) {
+  return j->x + (j->idx != NULL ? (int64_t)j->idx[i] : i) * j->ldx;
+}
+
+/* Four rows side by side: out[k*lda + 0..3]. */
+static void pack_four(float *out, int64_t lda, const float *const src[4], int64_t kn) {
+  int64_t k = 0;
+#if defined(__SSE2__)
+  for (; k + 4 <= kn; k += 4) {
+    __m128 a = _mm_loadu_ps(src[0] + k), b = _mm_loadu_ps(src[1] + k);
+    __m128 c = _mm_loadu_ps(src[2] + k), d = _mm_loadu_ps(src[3] + k);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(out + k * lda, a);
+    _mm_storeu_ps(out + (k + 1) * lda, b);
+    _mm_storeu_ps(out + (k + 2) * lda, c);
+    _mm_storeu_ps(out + (k + 3) * lda, d);
+  }
+#endif
+  for (; k < kn; k++)
+    for (int r = 0; r < 4; r++) out[k * lda + r] = src[r][k];
+}
+
+/* Rows [r0, r0+rows) of x, columns [k0, k0+kn) into out[kp][lda]; bf16: rounded, and zeros from kn to kp. */
+static void pack_tile(const gemm_job *j, float *out, int64_t lda, int64_t r0, int64_t rows, int64_t k0, int64_t kn,
+                      int64_t kp) {
+  const bool round = j->w->compute == CHI_COMPUTE_BF16;
+  float rounded[4][K_CHUNK];
+  for (int64_t r = 0; r < rows; r += 4) {
+    const float *src[4];
+    int64_t some = chi_min64(4, rows - r);
+    for (int64_t i = 0; i < some; i++) {
+      src[i] = row_of(j, r0 + r + i) + k0;
+      if (!round) continue;
+      for (int64_t k = 0; k < kn; k++) rounded[i][k] = chi_round_bf16(src[i][k]);
+      src[i] = rounded[i];
+    }
+    if (some == 4)
+      pack_four(out + r, lda, src, kn);
+    else
+      for (int64_t i = 0; i < some; i++)
+        for (int64_t k = 0; k < kn; k++) out[k * lda + r + i] = src[i][k];
+    for (int64_t k = kn; k < kp; k++)
+      for (int64_t i = 0; i < some; i++) out[k * lda + r + i] = 0.0f;
+  }
+}
+
+/* Transposed products: rows [k0, k0+kn) of the packed matrix, columns of `panel`, in the layout that a tile reads. */
+static void transpose_panel(const gemm_job *j, void *out, int64_t panel, int64_t k0, int64_t kn) {
+  const chi_mat *w = j->w;
+  if (w->compute == CHI_COMPUTE_BF16) {
+    int64_t kp = chi_ceil_div(w->k, 32) * 32;
+    for (int64_t i0 = 0; i0 < kn; i0 += 32) {
+      const chi_bf16 *src = (const chi_bf16 *)w->data + (k0 + i0) * kp + panel * 1024;
+      chi_bf16 *dst = (chi_bf16 *)out + i0 * 32;
+      for (int64_t a = 0; a < 32; a++)
+        for (int64_t b = 0; b < 32; b++) dst[chi_bf16_at(a, b)] = src[chi_bf16_at(b, a)];
+    }
+    return;
+  }
+  int64_t cols = chi_min64(CHI_PANEL, w->k - panel * CHI_PANEL);
+  size_t es = chi_dtype_size(w->store);
+  for (int64_t i0 = 0; i0 < kn; i0 += 32) {
+    float wide[CHI_PANEL * CHI_PANEL] = {0};
+    const char *src = (const char *)w->data + (size_t)((k0 + i0) * w->k + panel * CHI_PANEL * CHI_PANEL) * es;
+    (void)chi_to_f32(wide, src, w->store, (size_t)(cols * CHI_PANEL), NULL);
+    float *dst = (float *)out + i0 * CHI_PANEL;
+    int64_t rows = chi_min64(32, kn - i0);
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t c = 0; c < CHI_PANEL; c++) dst[i * CHI_PANEL + c] = wide[c * CHI_PANEL + i];
+  }
+}
+
+/* All row tiles of one block past one panel chunk. a holds the packed tiles, kp rows of K each. */
+static void run_panel(const gemm_job *j, const float *a, int64_t lda, int64_t rows, const void *b, int64_t k0,
+                      int64_t kn, int64_t kp, float *c, int64_t ldc) {
+  const chi_mat *w = j->w;
+  const chi_dtype store = j->transposed ? CHI_F32 : w->store;
+  const size_t es = store == CHI_F32 ? 4 : 2;
+  for (int64_t r = 0; r < rows; r += lda) {
+    int some = (int)chi_min64(lda, rows - r);
+    const float *at = a + r * kp;
+    float *ct = c + r * ldc;
+    if (w->compute == CHI_COMPUTE_BF16) {
+      j->t->tile_bf16(some, kp, at, lda, b, ct, ldc, k0 == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
+      continue;
+    }
+    for (int64_t kb = 0; kb < kn; kb += CHI_CHAIN)
+      j->t->tile_f32[store](some, chi_min64(CHI_CHAIN, kn - kb), at + kb * lda, lda,
+                            (const char *)b + (size_t)(kb * CHI_PANEL) * es, CHI_PANEL, ct, ldc,
+                            k0 + kb == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
+  }
+}
+
+static const void *panel_at(const gemm_job *j, int64_t panel, int64_t k0) {
+  const chi_mat *w = j->w;
+  int64_t kp = w->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(w->k, 32) * 32 : w->k;
+  return (const char *)w->data + (size_t)((panel * kp + k0) * CHI_PANEL) * (w->store == CHI_F32 ? 4 : 2);
+}
+
+static void finish_panel(const gemm_job *j, int64_t panel, int64_t r0, int64_t rows, const float *c, int64_t ldc) {
+  int64_t n0 = panel * CHI_PANEL, cols = chi_min64(CHI_PANEL, j->n - n0);
+  for (int64_t r = 0; r < rows; r++) {
+    float *y = j->y + (r0 + r) * j->ldy + n0;
+    if (c + r * ldc != y) memcpy(y, c + r * ldc, (size_t)cols * sizeof *y);
+    if (j->bias != NULL)
+      for (int64_t n = 0; n < cols; n++) y[n] += j->bias[n0 + n];
+  }
+}
+
+static void gemm_task(void *ud, int64_t i) {
+  gemm_job *j = ud;
+  int64_t r0 = i % j->row_blocks * j->row_block, rows = chi_min64(j->row_block, j->m - r0);
+  int64_t panels = chi_ceil_div(j->n, CHI_PANEL);
+  int64_t p0 = i / j->row_blocks * j->run, p1 = chi_min64(p0 + j->run, panels);
+  int64_t lda = chi_min64(j->mr, rows), padded = chi_ceil_div(rows, lda) * lda;
+  size_t a_len = (size_t)(padded * K_CHUNK), edge_len = (size_t)(rows * CHI_PANEL);
+  float *a = chi_scratch((a_len + edge_len + (j->transposed ? (size_t)K_CHUNK * CHI_PANEL : 0)) * sizeof *a);
+  if (a == NULL) {
+    atomic_store(&j->failed, 1);
+    return;
+  }
+  float *edge = a + a_len, *turned = edge + edge_len; /* the panel that sticks out of y; a transposed panel */
+  for (int64_t k0 = 0; k0 < j->k; k0 += K_CHUNK) {
+    int64_t kn = chi_min64(K_CHUNK, j->k - k0);
+    int64_t kp = j->w->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(kn, 32) * 32 : kn;
+    for (int64_t r = 0; r < rows; r += lda) pack_tile(j, a + r * kp, lda, r0 + r, chi_min64(lda, rows - r), k0, kn, kp);
+    for (int64_t p = p0; p < p1; p++) {
+      const void *b = turned;
+      if (j->transposed)
+        transpose_panel(j, turned, p, k0, kn);
+      else
+        b = panel_at(j, p, k0);
+      bool whole = (p + 1) * CHI_PANEL <= j->n;
+      float *c = whole ? j->y + r0 * j->ldy + p * CHI_PANEL : edge;
+      int64_t ldc = whole ? j->ldy : CHI_PANEL;
+      run_panel(j, a, lda, rows, b, k0, kn, kp, c, ldc);
+      if (k0 + kn == j->k) finish_panel(j, p, r0, rows, c, ldc);
+    }
+  }
+}
+
+static int gemm_run(gemm_job *j, chi_err *err) {
+  if (j->m <= 0) return 0;
+  j->t = chi_kernels;
+  j->mr = j->w->compute == CHI_COMPUTE_BF16 ? j->t->mr_bf16 : j->t->mr_f32;
+  int64_t panels = chi_ceil_div(j->n, CHI_PANEL);
+  int64_t blocks = chi_ceil_div(j->m, ROW_BLOCK);
+  j->row_block = chi_ceil_div(chi_ceil_div(j->m, blocks), j->mr) * j->mr;
+  j->row_blocks = chi_ceil_div(j->m, j->row_block);
+  int threads = chi_threads();
+  int64_t runs = threads > 1 ? chi_ceil_div(4 * (int64_t)threads, j->row_blocks) : 1;
+  j->run = chi_ceil_div(panels, runs);
+  if (j->run < 2) j->run = 2;
+  if (j->run > MAX_RUN) j->run = MAX_RUN;
+  int64_t tasks = chi_ceil_div(panels, j->run) * j->row_blocks;
+  if (tasks == 1 || (double)j->m * (double)j->n * (double)j->k < SERIAL_MACS) {
+    unsigned saved = chi_fp_begin();
+    for (int64_t i = 0; i < tasks; i++) gemm_task(j, i);
+    chi_fp_end(saved);
+  } else {
+    chi_parallel_for(tasks, gemm_task, j);
+  }
+  if (atomic_load(&j->failed)) return chi_fail(err, CHI_ERR_MEMORY, "matrix product: no memory for scratch");
+  return 0;
+}
+
+int chi_gemm_gather(const chi_mat *w, const float *x, int64_t ldx, const int32_t *idx, float *y, int64_t ldy, int64_t m,
+                    const float *bias, chi_err *err) {
+  gemm_job j = {.w = w, .x = x, .ldx = ldx, .idx = idx, .y = y, .ldy = ldy, .m = m, .bias = bias, .n = w->n, .k = w->k};
+  return gemm_run(&j, err);
+}
+
+int chi_gemm(const chi_mat *w, const float *x, int64_t ldx, float *y, int64_t ldy, int64_t m, const float *bias,
+             chi_err *err) {
+  return chi_gemm_gather(w, x, ldx, NULL, y, ldy, m, bias, err);
+}
+
+int chi_gemm_t(const chi_mat *w, const float *dy, int64_t lddy, float *dx, int64_t lddx, int64_t m, chi_err *err) {
+  gemm_job j = {.w = w, .transposed = true, .x = dy, .ldx = lddy, .y = dx, .ldy = lddx, .m = m, .n = w->k, .k = w->n};
+  return gemm_run(&j, err);
+}

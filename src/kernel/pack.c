@@ -1,0 +1,143 @@
+/* Packing weights once into panels of 32 outputs (docs/arithmetic.md has the picture), and reading them back. */
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE /* madvise */
+#endif
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "kernel/table.h"
+
+enum { HUGE_PAGE = 2 << 20, PACK_K = 32 };
+
+static inline chi_bf16 to_bf16(float x) {
+  float r = chi_round_bf16(x);
+  uint32_t u;
+  memcpy(&u, &r, sizeof u);
+  return (chi_bf16)(u >> 16);
+}
+
+typedef struct pack_job {
+  const chi_mat *m;
+  const char *src;
+  chi_dtype dtype;
+  int64_t ld;
+  size_t size; /* bytes of a source element */
+} pack_job;
+
+/* f32 compute, one panel: [k][32] in the store type; F64 sources are narrowed to F32. */
+static void pack_wide(const pack_job *j, int64_t panel) {
+  const chi_mat *m = j->m;
+  int64_t rows = chi_min64(CHI_PANEL, m->n - panel * CHI_PANEL);
+  size_t es = chi_dtype_size(m->store);
+  char *dst = (char *)m->data + (size_t)panel * CHI_PANEL * (size_t)m->k * es;
+  for (int64_t k0 = 0; k0 < m->k; k0 += PACK_K) {
+    int64_t kn = chi_min64(PACK_K, m->k - k0);
+    char *out = dst + (size_t)k0 * CHI_PANEL * es;
+    if (rows < CHI_PANEL) memset(out, 0, (size_t)(kn * CHI_PANEL) * es);
+    for (int64_t r = 0; r < rows; r++) {
+      const char *row = j->src + (size_t)((panel * CHI_PANEL + r) * j->ld + k0) * j->size;
+      float narrow[PACK_K];
+      if (j->dtype == CHI_F64) {
+        (void)chi_to_f32(narrow, row, CHI_F64, (size_t)kn, NULL);
+        row = (const char *)narrow;
+      }
+      if (es == 4)
+        for (int64_t k = 0; k < kn; k++) memcpy(out + (size_t)(k * CHI_PANEL + r) * 4, row + k * 4, 4);
+      else
+        for (int64_t k = 0; k < kn; k++) memcpy(out + (size_t)(k * CHI_PANEL + r) * 2, row + k * 2, 2);
+    }
+  }
+}
+
+/* bf16 compute, one panel: per 32 k two tiles of 16 outputs, [16 pairs][16][2], padded with zeros. */
+static void pack_bf16(const pack_job *j, int64_t panel) {
+  const chi_mat *m = j->m;
+  int64_t rows = chi_min64(CHI_PANEL, m->n - panel * CHI_PANEL);
+  int64_t kp = chi_ceil_div(m->k, 32) * 32;
+  chi_bf16 *dst = (chi_bf16 *)m->data + panel * CHI_PANEL * kp;
+  for (int64_t k0 = 0; k0 < kp; k0 += PACK_K) {
+    int64_t kn = chi_min64(PACK_K, m->k - k0);
+    chi_bf16 *out = dst + k0 * CHI_PANEL;
+    if (rows < CHI_PANEL || kn < PACK_K) memset(out, 0, (size_t)PACK_K * CHI_PANEL * sizeof *out);
+    for (int64_t r = 0; r < rows; r++) {
+      const char *row = j->src + (size_t)((panel * CHI_PANEL + r) * j->ld + k0) * j->size;
+      chi_bf16 v[PACK_K];
+      if (j->dtype == CHI_BF16) {
+        memcpy(v, row, (size_t)kn * sizeof *v);
+      } else {
+        float wide[PACK_K];
+        (void)chi_to_f32(wide, row, j->dtype, (size_t)kn, NULL);
+        for (int64_t k = 0; k < kn; k++) v[k] = to_bf16(wide[k]);
+      }
+      for (int64_t k = 0; k < kn; k++) out[chi_bf16_at(r, k)] = v[k];
+    }
+  }
+}
+
+static void pack_task(void *ud, int64_t panel) {
+  const pack_job *j = ud;
+  if (j->m->compute == CHI_COMPUTE_BF16)
+    pack_bf16(j, panel);
+  else
+    pack_wide(j, panel);
+}
+
+int chi_mat_pack(chi_mat *out, const void *src, chi_dtype dtype, int64_t n, int64_t k, int64_t ld, chi_compute compute,
+                 chi_err *err) {
+  *out = (chi_mat){0};
+  if (!chi_dtype_is_float(dtype))
+    return chi_fail(err, CHI_ERR_UNSUPPORTED, "weight matrix: element type %s; need F32, F16, BF16 or F64",
+                    chi_dtype_name(dtype));
+  const int64_t limit = (int64_t)1 << 40; /* keeps every product below in range */
+  if (n < 1 || k < 1 || ld < k || n > limit || k > limit || ld > limit)
+    return chi_fail(err, CHI_ERR_ARG, "weight matrix: %lld x %lld with row stride %lld is not a matrix", (long long)n,
+                    (long long)k, (long long)ld);
+  chi_mat m = {.n = n, .k = k, .compute = compute, .store = dtype == CHI_F64 ? CHI_F32 : dtype};
+  int64_t kp = k;
+  if (compute == CHI_COMPUTE_BF16) {
+    m.store = CHI_BF16;
+    kp = chi_ceil_div(k, 32) * 32;
+  }
+  int64_t panels = chi_ceil_div(n, CHI_PANEL);
+  size_t per_panel = (size_t)kp * CHI_PANEL * chi_dtype_size(m.store);
+  if ((size_t)panels > (SIZE_MAX / 2) / per_panel)
+    return chi_fail(err, CHI_ERR_MEMORY, "weight matrix: %lld x %lld is too large", (long long)n, (long long)k);
+  m.bytes = (size_t)panels * per_panel;
+  size_t align = m.bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
+  m.data = aligned_alloc(align, (m.bytes + align - 1) / align * align);
+  if (m.data == NULL)
+    return chi_fail(err, CHI_ERR_MEMORY, "weight matrix: no memory for %zu bytes (%lld x %lld)", m.bytes, (long long)n,
+                    (long long)k);
+#ifdef MADV_HUGEPAGE
+  if (align == HUGE_PAGE) (void)madvise(m.data, m.bytes, MADV_HUGEPAGE); /* a wish; without it only slower */
+#endif
+  pack_job j = {.m = &m, .src = src, .dtype = dtype, .ld = ld, .size = chi_dtype_size(dtype)};
+  chi_parallel_for(panels, pack_task, &j);
+  *out = m;
+  return 0;
+}
+
+void chi_mat_free(chi_mat *m) {
+  if (m == NULL) return;
+  free(m->data);
+  *m = (chi_mat){0};
+}
+
+void chi_mat_read(const chi_mat *m, int64_t n0, int64_t count, float *out) {
+  int64_t kp = m->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(m->k, 32) * 32 : m->k;
+  for (int64_t n = n0; n < n0 + count; n++, out += m->k) {
+    int64_t r = n % CHI_PANEL;
+    size_t base = (size_t)(n / CHI_PANEL) * CHI_PANEL * (size_t)kp;
+    for (int64_t k = 0; k < m->k; k++) {
+      if (m->compute == CHI_COMPUTE_BF16)
+        out[k] = chi_f32_from_bf16(((const chi_bf16 *)m->data)[base + chi_bf16_at(r, k)]);
+      else if (m->store == CHI_F32)
+        out[k] = ((const float *)m->data)[base + (size_t)(k * CHI_PANEL + r)];
+      else if (m->store == CHI_BF16)
+        out[k] = chi_f32_from_bf16(((const chi_bf16 *)m->data)[base + (size_t)(k * CHI_PANEL + r)]);
+      else
+        out[k] = chi_f32_from_f16(((const uint16_t *)m->data)[base + (size_t)(k * CHI_PANEL + r)]);
+    }
+  }
+}
