@@ -34,8 +34,14 @@ static bool cpu_has(chi_isa isa) {
 }
 
 static const chi_kernel_table *table_of(chi_isa isa) {
-  (void)isa; /* the vector rows follow */
-  return &chi_kernels_portable;
+  switch (isa) {
+    case CHI_ISA_AVX2:
+      return &chi_kernels_avx2;
+    case CHI_ISA_AVX512:
+      return &chi_kernels_avx512;
+    default:
+      return &chi_kernels_portable;
+  }
 }
 
 unsigned chi_fp_begin(void) {

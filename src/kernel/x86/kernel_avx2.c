@@ -1,0 +1,201 @@
+/* AVX2 + FMA + F16C: the whole row of the table. 12 accumulators: 3 rows x 32 outputs for f32, 3 rows x 16 outputs x
+ * (even, odd) for bf16. Structure as in kernel_avx512.c. */
+#define CHI_LANES 8
+#include "kernel/x86/rows_x86.h"
+
+enum { MR = 3 };
+
+#define ROWS3(M) M(0) M(1) M(2)
+
+LANE_FN __m256 load_b(chi_dtype store, const char *b, int at) {
+  if (store == CHI_F32) return _mm256_loadu_ps((const float *)(const void *)b + at);
+  __m128i half = _mm_loadu_si128((const void *)(b + 2 * at));
+  if (store == CHI_F16) return _mm256_cvtph_ps(half);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+LANE_FN void tile_f32(chi_dtype store, int rows, int64_t k, const float *a, int64_t lda, const char *b, int64_t step,
+                      float *c, int64_t ldc, chi_tile_mode mode) {
+#define EACH(r, OP) OP(r, 0) OP(r, 1) OP(r, 2) OP(r, 3)
+#define ZERO1(r, j) __m256 c##r##j = _mm256_setzero_ps();
+#define LOAD1(r, j) c##r##j = _mm256_loadu_ps(c + r * ldc + 8 * j);
+#define STEP1(r, j) c##r##j = _mm256_fmadd_ps(x, b##j, c##r##j);
+#define ADD1(r, j) c##r##j = _mm256_add_ps(_mm256_loadu_ps(c + r * ldc + 8 * j), c##r##j);
+#define STORE1(r, j) _mm256_storeu_ps(c + r * ldc + 8 * j, c##r##j);
+#define ZERO(r) EACH(r, ZERO1)
+#define LOAD(r)    \
+  if (rows > r) {  \
+    EACH(r, LOAD1) \
+  }
+#define STEP(r)                      \
+  if (rows > r) {                    \
+    __m256 x = _mm256_set1_ps(a[r]); \
+    EACH(r, STEP1)                   \
+  }
+#define ADD(r)    \
+  if (rows > r) { \
+    EACH(r, ADD1) \
+  }
+#define STORE(r)    \
+  if (rows > r) {   \
+    EACH(r, STORE1) \
+  }
+  ROWS3(ZERO)
+  if (mode == CHI_TILE_CHAIN) {
+    ROWS3(LOAD)
+  }
+  for (int64_t i = 0; i < k; i++, a += lda, b += step) {
+    __m256 b0 = load_b(store, b, 0), b1 = load_b(store, b, 8);
+    __m256 b2 = load_b(store, b, 16), b3 = load_b(store, b, 24);
+    ROWS3(STEP)
+  }
+  if (mode == CHI_TILE_ADD) {
+    ROWS3(ADD)
+  }
+  ROWS3(STORE)
+#undef ZERO
+#undef LOAD
+#undef STEP
+#undef ADD
+#undef STORE
+}
+
+LANE_FN __m256 even_of(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+LANE_FN __m256 odd_of(__m256i pairs) {
+  return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000u)));
+}
+
+/* 16 outputs, (even, odd) chains of one 32-block */
+#define PAIR_ZERO(r)                                               \
+  __m256 el##r = _mm256_setzero_ps(), eh##r = _mm256_setzero_ps(); \
+  __m256 ol##r = _mm256_setzero_ps(), oh##r = _mm256_setzero_ps();
+#define PAIR_EVEN(r)                       \
+  if (rows > r) {                          \
+    __m256 x = _mm256_set1_ps(ak[r]);      \
+    el##r = _mm256_fmadd_ps(x, b0, el##r); \
+    eh##r = _mm256_fmadd_ps(x, b1, eh##r); \
+  }
+#define PAIR_ODD(r)                         \
+  if (rows > r) {                           \
+    __m256 x = _mm256_set1_ps(ak[lda + r]); \
+    ol##r = _mm256_fmadd_ps(x, b2, ol##r);  \
+    oh##r = _mm256_fmadd_ps(x, b3, oh##r);  \
+  }
+#define PAIR_PAD_EVEN(r) el##r = _mm256_add_ps(el##r, zero), eh##r = _mm256_add_ps(eh##r, zero);
+#define PAIR_PAD_ODD(r) ol##r = _mm256_add_ps(ol##r, zero), oh##r = _mm256_add_ps(oh##r, zero);
+#define PAIR_OUT(r)                                                                        \
+  if (rows > r) {                                                                          \
+    float *o = c + r * ldc + half;                                                         \
+    __m256 tl = set ? zero : _mm256_loadu_ps(o), th = set ? zero : _mm256_loadu_ps(o + 8); \
+    _mm256_storeu_ps(o, _mm256_add_ps(tl, _mm256_add_ps(el##r, ol##r)));                   \
+    _mm256_storeu_ps(o + 8, _mm256_add_ps(th, _mm256_add_ps(eh##r, oh##r)));               \
+  }
+
+LANE_FN void tile_bf16(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
+                       chi_tile_mode mode) {
+  const __m256 zero = _mm256_setzero_ps();
+  bool set = mode == CHI_TILE_SET;
+  for (int64_t k0 = 0; k0 < k; k0 += 32, a += 32 * lda, set = false)
+    for (int half = 0; half < CHI_PANEL; half += 16, b += 512) {
+      const float *ak = a;
+      ROWS3(PAIR_ZERO)
+      for (int p = 0; p < 16; p++, ak += 2 * lda) {
+        __m256i w0 = _mm256_loadu_si256((const void *)(b + p * 32));
+        __m256i w1 = _mm256_loadu_si256((const void *)(b + p * 32 + 16));
+        __m256 b0 = even_of(w0), b1 = even_of(w1), b2 = odd_of(w0), b3 = odd_of(w1);
+        ROWS3(PAIR_EVEN)
+        ROWS3(PAIR_ODD)
+      }
+      ROWS3(PAIR_OUT)
+    }
+}
+
+LANE_FN void tile_pair(int rows, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                       int64_t ldc, chi_tile_mode mode) {
+  const __m256 zero = _mm256_setzero_ps();
+  bool set = mode == CHI_TILE_SET;
+  for (int64_t k0 = 0; k0 < k; k0 += 32, a += 32 * lda, b += 32 * ldb, set = false) {
+    int64_t left = k - k0 < 32 ? k - k0 : 32;
+    for (int half = 0; half < CHI_PANEL; half += 16) {
+      const float *ak = a, *bk = b + half;
+      int64_t i = 0;
+      ROWS3(PAIR_ZERO)
+      for (; i + 2 <= left; i += 2, ak += 2 * lda, bk += 2 * ldb) {
+        __m256 b0 = _mm256_loadu_ps(bk), b1 = _mm256_loadu_ps(bk + 8);
+        __m256 b2 = _mm256_loadu_ps(bk + ldb), b3 = _mm256_loadu_ps(bk + ldb + 8);
+        ROWS3(PAIR_EVEN)
+        ROWS3(PAIR_ODD)
+      }
+      if (i < left) {
+        __m256 b0 = _mm256_loadu_ps(bk), b1 = _mm256_loadu_ps(bk + 8);
+        ROWS3(PAIR_EVEN)
+      }
+      if (left <= 30) {
+        ROWS3(PAIR_PAD_EVEN)
+      }
+      if (left <= 31) {
+        ROWS3(PAIR_PAD_ODD)
+      }
+      ROWS3(PAIR_OUT)
+    }
+  }
+}
+
+#define F32_TILE(name, store, size)                                                                        \
+  static void name(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c, \
+                   int64_t ldc, chi_tile_mode mode) {                                                      \
+    const int64_t step = ldb * (size);                                                                     \
+    switch (rows) {                                                                                        \
+      case 1:                                                                                              \
+        tile_f32(store, 1, k, a, lda, b, step, c, ldc, mode);                                              \
+        return;                                                                                            \
+      case 2:                                                                                              \
+        tile_f32(store, 2, k, a, lda, b, step, c, ldc, mode);                                              \
+        return;                                                                                            \
+      case 3:                                                                                              \
+        tile_f32(store, 3, k, a, lda, b, step, c, ldc, mode);                                              \
+        return;                                                                                            \
+    }                                                                                                      \
+  }
+F32_TILE(tile_f32_f32, CHI_F32, 4)
+F32_TILE(tile_f32_f16, CHI_F16, 2)
+F32_TILE(tile_f32_bf16, CHI_BF16, 2)
+
+static void tile_bf16_any(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
+                          chi_tile_mode mode) {
+  switch (rows) {
+    case 1:
+      tile_bf16(1, k, a, lda, b, c, ldc, mode);
+      return;
+    case 2:
+      tile_bf16(2, k, a, lda, b, c, ldc, mode);
+      return;
+    case 3:
+      tile_bf16(3, k, a, lda, b, c, ldc, mode);
+      return;
+  }
+}
+
+static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                          int64_t ldc, chi_tile_mode mode) {
+  switch (rows) {
+    case 1:
+      tile_pair(1, k, a, lda, b, ldb, c, ldc, mode);
+      return;
+    case 2:
+      tile_pair(2, k, a, lda, b, ldb, c, ldc, mode);
+      return;
+    case 3:
+      tile_pair(3, k, a, lda, b, ldb, c, ldc, mode);
+      return;
+  }
+}
+
+const chi_kernel_table chi_kernels_avx2 = {
+    .mr_f32 = MR,
+    .mr_bf16 = MR,
+    .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16},
+    .tile_bf16 = tile_bf16_any,
+    .tile_pair = tile_pair_any,
+    CHI_ROW_FUNCTIONS,
+};

@@ -1,0 +1,220 @@
+/* AVX-512: the whole row of the table. Tiles keep 24 accumulators: 12 rows x 32 outputs for f32, 6 rows x 32 outputs x
+ * (even, odd) for bf16. VDPBF16PS is not used: it sums in another order. */
+#define CHI_LANES 16
+#include "kernel/x86/rows_x86.h"
+
+enum { MR_F32 = 12, MR_BF16 = 6 };
+
+/* Apply M to every row index; with `rows` a constant after inlining the dead ones vanish. Named variables rather than
+ * arrays, so that every accumulator is a register at any optimisation level. */
+#define ROWS6(M) M(0) M(1) M(2) M(3) M(4) M(5)
+#define ROWS12(M) ROWS6(M) M(6) M(7) M(8) M(9) M(10) M(11)
+
+LANE_FN void load_b(chi_dtype store, const char *b, __m512 *lo, __m512 *hi) {
+  if (store == CHI_F32) {
+    *lo = _mm512_loadu_ps(b);
+    *hi = _mm512_loadu_ps(b + 64);
+  } else if (store == CHI_BF16) {
+    *lo = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)b)), 16));
+    *hi = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(b + 32))), 16));
+  } else {
+    *lo = _mm512_cvtph_ps(_mm256_loadu_si256((const void *)b));
+    *hi = _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(b + 32)));
+  }
+}
+
+LANE_FN void tile_f32(chi_dtype store, int rows, int64_t k, const float *a, int64_t lda, const char *b, int64_t step,
+                      float *c, int64_t ldc, chi_tile_mode mode) {
+#define ZERO(r) __m512 lo##r = _mm512_setzero_ps(), hi##r = _mm512_setzero_ps();
+#define LOAD(r)                                \
+  if (rows > r) {                              \
+    lo##r = _mm512_loadu_ps(c + r * ldc);      \
+    hi##r = _mm512_loadu_ps(c + r * ldc + 16); \
+  }
+#define STEP(r)                            \
+  if (rows > r) {                          \
+    __m512 x = _mm512_set1_ps(a[r]);       \
+    lo##r = _mm512_fmadd_ps(x, b0, lo##r); \
+    hi##r = _mm512_fmadd_ps(x, b1, hi##r); \
+  }
+#define ADD(r)                                                       \
+  if (rows > r) {                                                    \
+    lo##r = _mm512_add_ps(_mm512_loadu_ps(c + r * ldc), lo##r);      \
+    hi##r = _mm512_add_ps(_mm512_loadu_ps(c + r * ldc + 16), hi##r); \
+  }
+#define STORE(r)                               \
+  if (rows > r) {                              \
+    _mm512_storeu_ps(c + r * ldc, lo##r);      \
+    _mm512_storeu_ps(c + r * ldc + 16, hi##r); \
+  }
+  ROWS12(ZERO)
+  if (mode == CHI_TILE_CHAIN) {
+    ROWS12(LOAD)
+  }
+  for (int64_t i = 0; i < k; i++, a += lda, b += step) {
+    __m512 b0, b1;
+    load_b(store, b, &b0, &b1);
+    ROWS12(STEP)
+  }
+  if (mode == CHI_TILE_ADD) {
+    ROWS12(ADD)
+  }
+  ROWS12(STORE)
+#undef ZERO
+#undef LOAD
+#undef STEP
+#undef ADD
+#undef STORE
+}
+
+/* Even (low half of each 32-bit pair) and odd k of a packed bf16 row of pairs, widened. */
+LANE_FN __m512 even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+LANE_FN __m512 odd_of(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000u)));
+}
+
+#define PAIR_ZERO(r)                                               \
+  __m512 el##r = _mm512_setzero_ps(), eh##r = _mm512_setzero_ps(); \
+  __m512 ol##r = _mm512_setzero_ps(), oh##r = _mm512_setzero_ps();
+#define PAIR_EVEN(r)                       \
+  if (rows > r) {                          \
+    __m512 x = _mm512_set1_ps(a[r]);       \
+    el##r = _mm512_fmadd_ps(x, b0, el##r); \
+    eh##r = _mm512_fmadd_ps(x, b1, eh##r); \
+  }
+#define PAIR_ODD(r)                        \
+  if (rows > r) {                          \
+    __m512 x = _mm512_set1_ps(a[lda + r]); \
+    ol##r = _mm512_fmadd_ps(x, b2, ol##r); \
+    oh##r = _mm512_fmadd_ps(x, b3, oh##r); \
+  }
+#define PAIR_PAD(v, r) v##l##r = _mm512_add_ps(v##l##r, zero), v##h##r = _mm512_add_ps(v##h##r, zero);
+#define PAIR_PAD_EVEN(r) PAIR_PAD(e, r)
+#define PAIR_PAD_ODD(r) PAIR_PAD(o, r)
+#define PAIR_OUT(r)                                                                     \
+  if (rows > r) {                                                                       \
+    __m512 tl = set ? zero : _mm512_loadu_ps(c + r * ldc);                              \
+    __m512 th = set ? zero : _mm512_loadu_ps(c + r * ldc + 16);                         \
+    _mm512_storeu_ps(c + r * ldc, _mm512_add_ps(tl, _mm512_add_ps(el##r, ol##r)));      \
+    _mm512_storeu_ps(c + r * ldc + 16, _mm512_add_ps(th, _mm512_add_ps(eh##r, oh##r))); \
+  }
+
+LANE_FN void tile_bf16(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
+                       chi_tile_mode mode) {
+  const __m512 zero = _mm512_setzero_ps();
+  bool set = mode == CHI_TILE_SET;
+  for (int64_t k0 = 0; k0 < k; k0 += 32, b += 1024, set = false) {
+    ROWS6(PAIR_ZERO)
+    for (int p = 0; p < 16; p++, a += 2 * lda) {
+      __m512i w0 = _mm512_loadu_si512(b + p * 32), w1 = _mm512_loadu_si512(b + 512 + p * 32);
+      __m512 b0 = even_of(w0), b1 = even_of(w1), b2 = odd_of(w0), b3 = odd_of(w1);
+      ROWS6(PAIR_EVEN)
+      ROWS6(PAIR_ODD)
+    }
+    ROWS6(PAIR_OUT)
+  }
+}
+
+LANE_FN void tile_pair(int rows, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                       int64_t ldc, chi_tile_mode mode) {
+  const __m512 zero = _mm512_setzero_ps();
+  bool set = mode == CHI_TILE_SET;
+  for (int64_t k0 = 0; k0 < k; k0 += 32, set = false) {
+    ROWS6(PAIR_ZERO)
+    int64_t left = k - k0 < 32 ? k - k0 : 32, i = 0;
+    for (; i + 2 <= left; i += 2, a += 2 * lda, b += 2 * ldb) {
+      __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
+      __m512 b2 = _mm512_loadu_ps(b + ldb), b3 = _mm512_loadu_ps(b + ldb + 16);
+      ROWS6(PAIR_EVEN)
+      ROWS6(PAIR_ODD)
+    }
+    if (i < left) {
+      __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
+      ROWS6(PAIR_EVEN)
+    }
+    /* One fma of zeros is as good as many: it only turns -0 into +0. */
+    if (left <= 30) {
+      ROWS6(PAIR_PAD_EVEN)
+    }
+    if (left <= 31) {
+      ROWS6(PAIR_PAD_ODD)
+    }
+    ROWS6(PAIR_OUT)
+  }
+}
+
+#define F32_CASE(store, r)                                \
+  case r:                                                 \
+    tile_f32(store, r, k, a, lda, b, step, c, ldc, mode); \
+    return;
+#define F32_TILE(name, store, size)                                                                        \
+  static void name(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c, \
+                   int64_t ldc, chi_tile_mode mode) {                                                      \
+    const int64_t step = ldb * (size);                                                                     \
+    switch (rows) {                                                                                        \
+      F32_CASE(store, 1)                                                                                   \
+      F32_CASE(store, 2) F32_CASE(store, 3) F32_CASE(store, 4) F32_CASE(store, 5) F32_CASE(store, 6)       \
+          F32_CASE(store, 7) F32_CASE(store, 8) F32_CASE(store, 9) F32_CASE(store, 10) F32_CASE(store, 11) \
+              F32_CASE(store, 12)                                                                          \
+    }                                                                                                      \
+  }
+F32_TILE(tile_f32_f32, CHI_F32, 4)
+F32_TILE(tile_f32_f16, CHI_F16, 2)
+F32_TILE(tile_f32_bf16, CHI_BF16, 2)
+
+static void tile_bf16_any(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
+                          chi_tile_mode mode) {
+  switch (rows) {
+    case 1:
+      tile_bf16(1, k, a, lda, b, c, ldc, mode);
+      return;
+    case 2:
+      tile_bf16(2, k, a, lda, b, c, ldc, mode);
+      return;
+    case 3:
+      tile_bf16(3, k, a, lda, b, c, ldc, mode);
+      return;
+    case 4:
+      tile_bf16(4, k, a, lda, b, c, ldc, mode);
+      return;
+    case 5:
+      tile_bf16(5, k, a, lda, b, c, ldc, mode);
+      return;
+    case 6:
+      tile_bf16(6, k, a, lda, b, c, ldc, mode);
+      return;
+  }
+}
+
+static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                          int64_t ldc, chi_tile_mode mode) {
+  switch (rows) {
+    case 1:
+      tile_pair(1, k, a, lda, b, ldb, c, ldc, mode);
+      return;
+    case 2:
+      tile_pair(2, k, a, lda, b, ldb, c, ldc, mode);
+      return;
+    case 3:
+      tile_pair(3, k, a, lda, b, ldb, c, ldc, mode);
+      return;
+    case 4:
+      tile_pair(4, k, a, lda, b, ldb, c, ldc, mode);
+      return;
+    case 5:
+      tile_pair(5, k, a, lda, b, ldb, c, ldc, mode);
+      return;
+    case 6:
+      tile_pair(6, k, a, lda, b, ldb, c, ldc, mode);
+      return;
+  }
+}
+
+const chi_kernel_table chi_kernels_avx512 = {
+    .mr_f32 = MR_F32,
+    .mr_bf16 = MR_BF16,
+    .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16},
+    .tile_bf16 = tile_bf16_any,
+    .tile_pair = tile_pair_any,
+    CHI_ROW_FUNCTIONS,
+};
