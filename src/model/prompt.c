@@ -1,0 +1,179 @@
+/* Prompts: template + question + picture -> rows with roles, constraint rows, pixels. */
+#include <string.h>
+
+#include "model/model.h"
+
+static const char *const kRoles[CHI_ROLE_COUNT] = {"bos", "template", "image", "text", "constraint", "last"};
+const char *chi_role_name(chi_role r) { return (unsigned)r < CHI_ROLE_COUNT ? kRoles[r] : "?"; }
+
+void chi_prompt_free(chi_prompt *p) {
+  if (!p) return;
+  chi_free(p->text);
+  chi_free(p->tokens);
+  chi_free(p->role);
+  chi_free(p->constraint);
+  chi_free(p->pixels);
+  chi_image_free(&p->seen);
+  chi_free(p);
+}
+
+static char *dup_n(const char *s, size_t n, chi_err *err) {
+  char *d = chi_calloc(n + 1, 1, err);
+  if (d) memcpy(d, s, n);
+  return d;
+}
+
+/* Where the question starts in the filled template. */
+static size_t question_at(const char *pattern, const char *image_text) {
+  const char *q = strstr(pattern, "{question}");
+  size_t at = q ? (size_t)(q - pattern) : 0;
+  const char *im = strstr(pattern, "{image}");
+  if (im && q && im < q) at = at - strlen("{image}") + strlen(image_text);
+  return at;
+}
+
+/* p->text -> rows. words (p->words_at, words_len) become the constraint span; [q0, q1) are the question's bytes. */
+static int make_rows(chi_prompt *p, const chi_model *m, size_t q0, size_t q1, bool picture, chi_err *err) {
+  int rc = 0;
+  chi_tokens t = {0};
+  size_t first = 0, last = 0, n_images = 0, image_at = 0;
+  CHI_TRY(chi_encode(m->tok, p->text, strlen(p->text), true, &t, err));
+  for (size_t i = 0; i < t.n; i++)
+    if (t.id[i] == m->image_token) n_images++, image_at = i;
+  if (picture && n_images != 1) {
+    rc = chi_fail(err, CHI_ERR_ARG, "the prompt holds %zu '%s'; one picture needs exactly one", n_images, m->image_text);
+    goto out;
+  }
+  if (!picture && n_images) {
+    rc = chi_fail(err, CHI_ERR_ARG, "the prompt holds '%s' but no picture was given", m->image_text);
+    goto out;
+  }
+  if (p->words_len) CHI_TRY(chi_span_tokens(&first, &last, &p->span_grown, &t, p->text, (chi_span){p->words_at, p->words_at + p->words_len}, err));
+  int32_t patch_rows = picture ? m->net.shape.n_image_rows : 0, extra = picture ? patch_rows - 1 : 0;
+  if (t.n > (size_t)INT32_MAX / 2) return chi_fail(err, CHI_ERR_ARG, "the prompt is too long");
+  p->n_rows = (int32_t)t.n + extra;
+  p->image_row = picture ? (int32_t)image_at : -1;
+  p->n_image = patch_rows;
+  if (p->n_rows > m->net.shape.stack[CHI_DECODER].rows) {
+    rc = chi_fail(err, CHI_ERR_ARG, "the prompt has %d rows; the model's context holds %d: shorten the question", p->n_rows, m->net.shape.stack[CHI_DECODER].rows);
+    goto out;
+  }
+  if (p->n_rows == 0) {
+    rc = chi_fail(err, CHI_ERR_ARG, "the prompt is empty");
+    goto out;
+  }
+  p->tokens = chi_calloc((size_t)p->n_rows, sizeof *p->tokens, err);
+  p->role = chi_calloc((size_t)p->n_rows, sizeof *p->role, err);
+  if (!p->tokens || !p->role) {
+    rc = CHI_ERR_MEMORY;
+    goto out;
+  }
+  for (size_t i = 0, r = 0; i < t.n; i++) {
+    bool img = picture && i == image_at, in_q = t.end[i] > (int32_t)q0 && t.begin[i] < (int32_t)q1 && t.end[i] > t.begin[i];
+    bool in_c = p->words_len && i >= first && i < last;
+    if (p->words_len && i == first) p->span_lo = (int32_t)r;
+    for (int32_t k = 0; k < (img ? patch_rows : 1); k++, r++) {
+      p->tokens[r] = t.id[i];
+      p->role[r] = img ? CHI_ROLE_IMAGE : i == 0 && t.id[i] == chi_token_bos(m->tok) ? CHI_ROLE_BOS : in_c ? CHI_ROLE_CONSTRAINT : in_q ? CHI_ROLE_TEXT : CHI_ROLE_TEMPLATE;
+    }
+    if (p->words_len && i + 1 == last) p->span_hi = (int32_t)r;
+  }
+  if (p->role[p->n_rows - 1] != CHI_ROLE_CONSTRAINT) p->role[p->n_rows - 1] = CHI_ROLE_LAST;
+out:
+  chi_tokens_free(&t);
+  return rc;
+}
+
+int chi_prompt_picture(chi_prompt *p, const chi_model *m, const char *file, chi_err *err) {
+  int rc = 0;
+  chi_image im = {0};
+  float *pixels = NULL;
+  if (!m->net.has_vision) return chi_fail(err, CHI_ERR_ARG, "%s is a text-only model; leave the picture out", m->path);
+  CHI_TRY(chi_image_load(&im, file, err));
+  chi_image_free(&p->seen);
+  CHI_TRY(chi_preprocess(&pixels, &p->view, &p->seen, &im, &m->pre, err));
+  chi_free(p->pixels);
+  p->pixels = pixels;
+  memcpy(p->image_sha, im.sha256, sizeof p->image_sha);
+out:
+  chi_image_free(&im);
+  return rc;
+}
+
+int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts *o, chi_err *err) {
+  int rc = 0;
+  char *plain = NULL;
+  chi_span *spans = NULL;
+  size_t n_spans = 0, q0 = 0;
+  const chi_template *tmpl = o->tmpl ? chi_template_find(o->tmpl) : m->tmpl;
+  chi_prompt *p = chi_calloc(1, sizeof *p, err);
+  if (!p) return CHI_ERR_MEMORY;
+  if (!tmpl) {
+    rc = chi_fail(err, CHI_ERR_ARG, "no template '%s'; 'chiasm ask --help' lists them", o->tmpl ? o->tmpl : "");
+    goto out;
+  }
+  if (!o->question || !o->question[strspn(o->question, " \t\r\n")]) {
+    rc = chi_fail(err, CHI_ERR_ARG, "the question is empty");
+    goto out;
+  }
+  if (o->raw && !o->need_constraint) CHI_TRY((plain = dup_n(o->question, strlen(o->question), err)) ? 0 : CHI_ERR_MEMORY);
+  else CHI_TRY(chi_constraint_parse(&plain, &spans, &n_spans, o->question, err));
+  if (o->need_constraint && n_spans != 1) {
+    rc = chi_fail(err, CHI_ERR_ARG, n_spans ? "the question brackets %zu spans; one constraint is traced at a time" : "the question brackets %zu spans: put [ ] around the words of the constraint, as in \"What is the capital of [this country]?\"", n_spans);
+    goto out;
+  }
+  if (o->raw) {
+    CHI_TRY((p->text = dup_n(plain, strlen(plain), err)) ? 0 : CHI_ERR_MEMORY);
+  } else {
+    CHI_TRY(chi_template_fill(&p->text, tmpl, o->image != NULL, m->image_text, plain, err));
+    q0 = question_at(o->image ? tmpl->with_image : tmpl->text_only, m->image_text);
+  }
+  if (n_spans) {
+    p->words_at = q0 + spans[0].begin;
+    p->words_len = spans[0].end - spans[0].begin;
+    CHI_TRY((p->constraint = dup_n(p->text + p->words_at, p->words_len, err)) ? 0 : CHI_ERR_MEMORY);
+  }
+  CHI_TRY(make_rows(p, m, q0, q0 + strlen(plain), o->image != NULL, err));
+  if (o->image) CHI_TRY(chi_prompt_picture(p, m, o->image, err));
+out:
+  chi_free(plain);
+  chi_free(spans);
+  if (rc) chi_prompt_free(p);
+  else *out = p;
+  return rc;
+}
+
+int chi_prompt_replace(chi_prompt **out, const chi_model *m, const chi_prompt *p, const char *words, chi_err *err) {
+  int rc = 0;
+  chi_str s = {0};
+  chi_prompt *n = chi_calloc(1, sizeof *n, err);
+  if (!n) return CHI_ERR_MEMORY;
+  chi_str_addn(&s, p->text, p->words_at);
+  chi_str_add(&s, words);
+  chi_str_add(&s, p->text + p->words_at + p->words_len);
+  if (s.failed) {
+    rc = chi_fail(err, CHI_ERR_MEMORY, "out of memory");
+    goto out;
+  }
+  n->words_at = p->words_at;
+  n->words_len = strlen(words);
+  CHI_TRY((n->text = dup_n(s.s, s.len, err)) ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY((n->constraint = dup_n(words, n->words_len, err)) ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(make_rows(n, m, 0, s.len, p->pixels != NULL, err));
+  if (p->pixels) {
+    size_t bytes = 3 * (size_t)m->net.vision.image_h * (size_t)m->net.vision.image_w * sizeof *n->pixels;
+    CHI_TRY((n->pixels = chi_calloc(bytes, 1, err)) ? 0 : CHI_ERR_MEMORY);
+    memcpy(n->pixels, p->pixels, bytes);
+    n->view = p->view;
+    memcpy(n->image_sha, p->image_sha, sizeof n->image_sha);
+  }
+out:
+  chi_str_free(&s);
+  if (rc) chi_prompt_free(n);
+  else *out = n;
+  return rc;
+}
+
+chi_input chi_prompt_input(const chi_prompt *p) {
+  return (chi_input){.tokens = p->tokens, .n_rows = p->n_rows, .pixels = p->pixels, .image_row = p->image_row};
+}

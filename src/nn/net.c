@@ -1,0 +1,106 @@
+/* Vision embeddings, projector, token embeddings, final norm and head. */
+#include "nn/net.h"
+
+#include <string.h>
+
+#include "image/image.h"
+
+static chi_stack_shape block_shape(const chi_block_spec *s, int32_t rows) {
+  return (chi_stack_shape){.layers = s->layers, .d = s->d, .heads = s->heads, .kv_heads = s->kv_heads,
+                           .head_dim = s->head_dim, .ffn = s->ffn, .rows = rows, .causal = s->causal, .present = true};
+}
+
+void chi_net_shape(chi_net *net) {
+  chi_shape *s = &net->shape;
+  memset(s, 0, sizeof *s);
+  s->stack[CHI_DECODER] = block_shape(&net->decoder.spec, net->decoder.rope.n);
+  s->vocab = net->decoder.vocab;
+  if (!net->has_vision) return;
+  s->stack[CHI_VISION] = block_shape(&net->vision.spec, net->vision.rows);
+  s->n_image_rows = net->vision.rows - net->vision.select;
+  s->vision_select = net->vision.select;
+  s->stack[CHI_PROJECTOR] = (chi_stack_shape){.layers = 1, .d = net->decoder.spec.d, .ffn = (int32_t)net->projector.l1.w.n,
+                                              .rows = s->n_image_rows, .present = true};
+}
+
+static void free_blocks(chi_block *b, int32_t n) {
+  for (int32_t i = 0; b && i < n; i++) chi_block_free(&b[i]);
+  chi_free(b);
+}
+
+void chi_net_free(chi_net *net) {
+  chi_vision *v = &net->vision;
+  chi_decoder *d = &net->decoder;
+  free_blocks(v->block, v->spec.layers);
+  free_blocks(d->block, d->spec.layers);
+  chi_linear_free(&v->patch_embed);
+  chi_free(v->cls);
+  chi_free(v->pos);
+  chi_norm_free(&v->pre);
+  chi_linear_free(&net->projector.l1);
+  chi_linear_free(&net->projector.l2);
+  chi_norm_free(&d->final);
+  chi_linear_free(&d->head);
+  chi_free(d->rope.cos_t);
+  chi_free(d->rope.sin_t);
+  memset(net, 0, sizeof *net);
+}
+
+const chi_block_spec *chi_net_spec(const chi_net *net, chi_stack stack) {
+  return stack == CHI_VISION ? &net->vision.spec : &net->decoder.spec;
+}
+
+const chi_block *chi_net_block(const chi_net *net, chi_stack stack, int layer) {
+  return stack == CHI_VISION ? &net->vision.block[layer] : &net->decoder.block[layer];
+}
+
+int chi_net_vision_embed(const chi_net *net, const float *pixels, float *rows, chi_err *err) {
+  int rc = 0;
+  const chi_vision *v = &net->vision;
+  int64_t d = v->spec.d, n = (int64_t)v->grid_h * v->grid_w, k = v->patch_embed.w.k;
+  float *cols = chi_calloc((size_t)n * (size_t)k, sizeof *cols, err);
+  if (!cols) return CHI_ERR_MEMORY;
+  chi_patchify(pixels, v->image_h, v->image_w, v->patch, cols);
+  float *first = rows + (v->has_cls ? d : 0);
+  CHI_TRY(chi_gemm(&v->patch_embed.w, cols, k, first, d, n, v->patch_embed.bias, err));
+  if (v->has_cls) memcpy(rows, v->cls, (size_t)d * sizeof *rows);
+  chi_rows_add(rows, d, v->pos, d, v->rows, d);
+out:
+  chi_free(cols);
+  return rc;
+}
+
+void chi_net_vision_pre(const chi_net *net, const float *x, float *y, int64_t m) {
+  const chi_vision *v = &net->vision;
+  if (v->pre.w) chi_norm_rows(&v->spec, &v->pre, x, y, m, v->spec.d);
+  else memcpy(y, x, (size_t)m * (size_t)v->spec.d * sizeof *y);
+}
+
+int chi_net_project_act(const chi_net *net, const float *x, float *act, int64_t m, chi_err *err) {
+  const chi_projector *p = &net->projector;
+  int64_t k = p->l1.w.k, n = p->l1.w.n;
+  int rc = chi_gemm(&p->l1.w, x, k, act, n, m, p->l1.bias, err);
+  if (rc == 0) chi_act_rows(p->act, act, n, NULL, 0, act, n, m, n);
+  return rc;
+}
+
+int chi_net_project_out(const chi_net *net, const float *act, float *out, int64_t m, chi_err *err) {
+  const chi_projector *p = &net->projector;
+  return chi_gemm(&p->l2.w, act, p->l2.w.k, out, p->l2.w.n, m, p->l2.bias, err);
+}
+
+void chi_net_embed_token(const chi_net *net, int32_t id, float *row) {
+  const chi_decoder *d = &net->decoder;
+  size_t n = (size_t)d->spec.d;
+  const uint8_t *src = (const uint8_t *)d->embed + (size_t)id * n * chi_dtype_size(d->embed_dtype);
+  chi_to_f32(row, src, d->embed_dtype, n, NULL); /* cannot fail: the dtype was checked when the model was bound */
+}
+
+void chi_net_final_norm(const chi_net *net, const float *x, float *y, int64_t m) {
+  chi_norm_rows(&net->decoder.spec, &net->decoder.final, x, y, m, net->decoder.spec.d);
+}
+
+int chi_net_logits(const chi_net *net, const float *x, float *logits, int64_t m, chi_err *err) {
+  const chi_decoder *d = &net->decoder;
+  return chi_gemm(&d->head.w, x, d->spec.d, logits, d->head.w.n, m, d->head.bias, err);
+}

@@ -1,0 +1,67 @@
+/* net: a whole network as the executors see it: vision tower, projector, decoder. Filled by model/, read-only after. */
+#ifndef CHI_NET_H
+#define CHI_NET_H
+
+#include "nn/nn.h"
+#include "site/site.h"
+
+#define CHI_MAX_FEATURES 8
+
+/* Vision tower: patch embedding (+ class row) + learned positions, pre-norm, layers; features are residual states. */
+typedef struct chi_vision {
+  chi_block_spec spec;      /* spec.layers: as many as the deepest feature needs */
+  int32_t image_h, image_w, patch, grid_h, grid_w;
+  int32_t rows;             /* class row (if any) + grid_h * grid_w */
+  bool has_cls;
+  chi_linear patch_embed;   /* [d][3*patch*patch] */
+  float *cls;               /* [d] or NULL */
+  float *pos;               /* [rows][d] */
+  chi_norm pre;             /* w NULL = none */
+  chi_block *block;         /* [spec.layers] */
+  int32_t n_features;       /* >= 1: states that are concatenated for the projector */
+  int32_t feature[CHI_MAX_FEATURES]; /* state after this many layers: 0 = pre-norm's output */
+  int32_t select;           /* first row taken: 1 drops the class row ('default'), 0 keeps it ('full') */
+} chi_vision;
+
+typedef struct chi_projector { chi_linear l1, l2; chi_act act; } chi_projector;
+
+typedef struct chi_decoder {
+  chi_block_spec spec;
+  const void *embed;        /* [vocab][d], borrowed from the checkpoint's map */
+  chi_dtype embed_dtype;
+  int32_t vocab;            /* rows of embed and of the head */
+  chi_block *block;
+  chi_norm final;
+  chi_linear head;
+  chi_rope rope;
+} chi_decoder;
+
+typedef struct chi_net {
+  chi_compute compute;
+  bool has_vision;
+  chi_vision vision;
+  chi_projector projector;
+  chi_decoder decoder;
+  chi_shape shape;
+} chi_net;
+
+/* Fills net->shape from the parts. */
+void chi_net_shape(chi_net *net);
+void chi_net_free(chi_net *net);
+
+const chi_block_spec *chi_net_spec(const chi_net *net, chi_stack stack); /* vision or decoder */
+const chi_block *chi_net_block(const chi_net *net, chi_stack stack, int layer);
+
+/* pixels [3][h][w] -> rows [vision.rows][d]: patch + class + position embeddings, before the pre-norm. */
+int chi_net_vision_embed(const chi_net *net, const float *pixels, float *rows, chi_err *err);
+/* Pre-norm of m rows (copy where the tower has none). */
+void chi_net_vision_pre(const chi_net *net, const float *x, float *y, int64_t m);
+/* x [m][n_features*d_vision] -> act [m][ffn] -> out [m][d] */
+int chi_net_project_act(const chi_net *net, const float *x, float *act, int64_t m, chi_err *err);
+int chi_net_project_out(const chi_net *net, const float *act, float *out, int64_t m, chi_err *err);
+/* One token's input embedding. */
+void chi_net_embed_token(const chi_net *net, int32_t id, float *row);
+void chi_net_final_norm(const chi_net *net, const float *x, float *y, int64_t m);
+int chi_net_logits(const chi_net *net, const float *x, float *logits, int64_t m, chi_err *err);
+
+#endif

@@ -1,0 +1,209 @@
+/* The dependency walk; see live.h and docs/design.md section 2. */
+#include "sweep/live.h"
+
+#include <string.h>
+
+chi_time chi_site_time(chi_site site, int layer) {
+  if (site == CHI_SITE_EMBED) return CHI_T_EMBED;
+  if (site == CHI_SITE_IMAGE_EMBED) return CHI_T_IMAGE_EMBED;
+  return chi_at(layer, chi_site_get(site)->stage);
+}
+
+static bool in_stack(const chi_live *v, const chi_intervention *iv) {
+  return iv->stack == v->stack && iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS;
+}
+
+/* Stack row of an intervention's or capture's row: image_embed counts picture rows. */
+static int32_t stack_row(const chi_live *v, int b, chi_site site, int32_t row) {
+  return site == CHI_SITE_IMAGE_EMBED ? row + chi_exec_input(v->x, b)->image_row : row;
+}
+
+int chi_live_init(chi_live *v, const chi_exec *x, chi_stack stack, const uint8_t *include, chi_err *err) {
+  size_t n = x->plan->n_branches;
+  memset(v, 0, sizeof *v);
+  v->x = x;
+  v->stack = stack;
+  v->layers = x->net->shape.stack[stack].layers;
+  v->causal = x->net->shape.stack[stack].causal;
+  v->include = include;
+  v->birth = chi_arena_array(&v->arena, n, sizeof *v->birth, err);
+  v->death = chi_arena_array(&v->arena, n, sizeof *v->death, err);
+  v->slot = chi_arena_array(&v->arena, n, sizeof *v->slot, err);
+  if (!v->birth || !v->death || !v->slot) return CHI_ERR_MEMORY;
+  for (size_t b = 0; b < n; b++) {
+    if (!include[b]) continue;
+    size_t rows = (size_t)chi_exec_rows(x, (int)b, stack);
+    v->birth[b] = chi_arena_array(&v->arena, rows, sizeof **v->birth, err);
+    v->death[b] = chi_arena_array(&v->arena, rows, sizeof **v->death, err);
+    v->slot[b] = chi_arena_array(&v->arena, rows, sizeof **v->slot, err);
+    if (!v->birth[b] || !v->death[b] || !v->slot[b]) return CHI_ERR_MEMORY;
+    for (size_t r = 0; r < rows; r++) {
+      v->birth[b][r] = CHI_NEVER;
+      v->death[b][r] = CHI_UNNEEDED;
+      v->slot[b][r] = -1;
+    }
+  }
+  return 0;
+}
+
+void chi_live_free(chi_live *v) { chi_arena_free(&v->arena); }
+
+void chi_live_input(chi_live *v, int b, int32_t row) { v->birth[b][row] = CHI_T_INPUT; }
+
+static void born(chi_live *v, int b, int32_t row, chi_time t) {
+  if (t < v->birth[b][row]) v->birth[b][row] = t;
+}
+
+/* First layer whose keys and values a row born at t changes. */
+static int kv_layer(chi_time t) {
+  if (t == CHI_NEVER) return INT32_MAX;
+  if (t < 0) return 0;
+  return t / CHI_STAGES + (t % CHI_STAGES <= CHI_ST_QKV ? 0 : 1);
+}
+
+static void births_of_branch(chi_live *v, int b) {
+  const chi_plan_branch *br = &v->x->plan->branch[b];
+  int32_t rows = chi_exec_rows(v->x, b, v->stack);
+  for (int i = 0; i < br->count; i++) {
+    const chi_intervention *iv = &br->iv[i];
+    if (!in_stack(v, iv)) continue;
+    chi_time t = chi_site_time(iv->site, iv->layer_lo);
+    /* hidden neurons are not kept between rows: such a row starts with its own resid_mid */
+    if (iv->site == CHI_SITE_MLP_ACT) t = chi_at(iv->layer_lo, CHI_ST_MID);
+    for (int32_t k = 0; k < iv->n_rows; k++) born(v, b, stack_row(v, b, iv->site, iv->rows[k]), t);
+  }
+  /* A changed key or value changes the mix of every row that can attend to it. */
+  int first = INT32_MAX;
+  if (!v->causal)
+    for (int32_t r = 0; r < rows; r++)
+      if (kv_layer(v->birth[b][r]) < first) first = kv_layer(v->birth[b][r]);
+  for (int32_t r = 0; r < rows; r++) {
+    int own = kv_layer(v->birth[b][r]);
+    if (v->causal && own < first) first = own;
+    if (first < v->layers) born(v, b, r, chi_at(first, CHI_ST_MIX));
+  }
+}
+
+void chi_live_births(chi_live *v) {
+  const chi_exec *x = v->x;
+  for (size_t i = 0; i < x->plan->n_branches; i++) {
+    int b = x->order[i];
+    if (!v->include[b] || !chi_exec_rows(x, b, v->stack)) continue;
+    if (x->plan->branch[b].parent < 0) { /* a root computes all rows that its cache does not hold */
+      const chi_input *in = chi_exec_input(x, b);
+      int32_t r0 = v->stack == CHI_DECODER && in->cache ? in->cache->rows : 0;
+      for (int32_t r = r0; r < chi_exec_rows(x, b, v->stack); r++) chi_live_input(v, b, r);
+    } else {
+      births_of_branch(v, b);
+    }
+  }
+}
+
+int chi_live_owner(const chi_live *v, int b, int32_t row, chi_time t) {
+  while (b >= 0 && v->birth[b][row] > t) b = v->x->plan->branch[b].parent;
+  return b;
+}
+
+int32_t chi_live_slot(const chi_live *v, int b, int32_t row, chi_time t) {
+  b = chi_live_owner(v, b, row, t);
+  return b < 0 ? -1 : v->slot[b][row];
+}
+
+void chi_live_need(chi_live *v, int b, int32_t row, chi_time t) {
+  int o = chi_live_owner(v, b, row, t);
+  if (o >= 0 && v->death[o][row] < t) v->death[o][row] = t;
+}
+
+/* Where a row takes its first value from its parent: rows born in the middle of attention start from the queries. */
+static chi_time copy_time(chi_time birth) {
+  if (birth >= 0 && birth % CHI_STAGES == CHI_ST_MIX) return birth - (CHI_ST_MIX - CHI_ST_QKV);
+  return birth;
+}
+
+static void needs_of_copies(chi_live *v, int b, int layer, chi_time t) {
+  const chi_eff *e = &v->x->eff[b];
+  for (int32_t k = 0; k < e->n; k++) {
+    const chi_intervention *iv = e->iv[k];
+    if (!in_stack(v, iv) || !chi_iv_acts(iv, v->stack, iv->site, layer)) continue;
+    if (iv->op != CHI_OP_COPY && iv->op != CHI_OP_CALL) continue;
+    if (chi_site_time(iv->site, layer) != t) continue;
+    for (int32_t i = 0; i < iv->n_rows; i++) {
+      int32_t row = stack_row(v, b, iv->site, iv->rows[i]);
+      if (iv->op == CHI_OP_CALL && k >= e->own && v->death[b][row] < t) v->death[b][row] = t;
+      if (iv->op == CHI_OP_CALL || v->birth[b][row] > t || v->death[b][row] < t) continue;
+      chi_live_need(v, iv->source, stack_row(v, iv->source, iv->site, chi_iv_source_row(iv, i)), t);
+    }
+  }
+}
+
+static void needs_of_branch(chi_live *v, int b, int layer, int stage) {
+  chi_time t = chi_at(layer, (chi_stage)stage);
+  int32_t rows = chi_exec_rows(v->x, b, v->stack), last = -1;
+  int up = v->x->plan->branch[b].parent;
+  needs_of_copies(v, b, layer, t);
+  for (int32_t r = 0; r < rows; r++) {
+    chi_time birth = v->birth[b][r];
+    if (birth > t || v->death[b][r] < t) continue;
+    last = r;
+    if (birth == t && up >= 0 && t != CHI_T_INPUT) chi_live_need(v, up, r, copy_time(t));
+  }
+  if (layer < 0 || stage != CHI_ST_MIX || last < 0) return;
+  int32_t keys = v->causal ? last + 1 : rows;
+  for (int32_t r = 0; r < keys; r++) chi_live_need(v, b, r, chi_at(layer, CHI_ST_QKV));
+}
+
+static void needs_of_captures(chi_live *v) {
+  const chi_plan *p = v->x->plan;
+  for (size_t i = 0; i < p->n_captures; i++) {
+    const chi_capture *c = &p->capture[i];
+    if (v->include[c->branch] != CHI_TARGET || c->stack != v->stack) continue;
+    chi_time t = c->site == CHI_SITE_FINAL_NORM || c->site == CHI_SITE_LOGITS ? chi_at(v->layers - 1, CHI_ST_POST)
+                                                                             : chi_site_time(c->site, c->layer);
+    for (int32_t k = 0; k < c->n_rows; k++) chi_live_need(v, c->branch, stack_row(v, c->branch, c->site, c->rows[k]), t);
+  }
+}
+
+static int assign_slots(chi_live *v, chi_err *err) {
+  const chi_exec *x = v->x;
+  for (int pass = 0; pass < 2; pass++) {
+    int32_t n = 0;
+    for (size_t i = 0; i < x->plan->n_branches; i++) {
+      int b = x->order[i];
+      if (!v->include[b]) continue;
+      int32_t rows = chi_exec_rows(x, b, v->stack);
+      for (int32_t r = 0; r < rows; r++) {
+        chi_time t0 = v->birth[b][r], t1 = v->death[b][r];
+        if (t0 == CHI_NEVER || t1 < t0) continue;
+        if (pass) {
+          v->slot[b][r] = n;
+          v->slot_branch[n] = b;
+          v->slot_row[n] = r;
+          v->slot_birth[n] = t0;
+          v->slot_death[n] = t1;
+          v->row_layers += t1 / CHI_STAGES - (t0 < 0 ? 0 : t0 / CHI_STAGES) + 1;
+        }
+        n++;
+      }
+    }
+    if (pass) break;
+    v->n_slots = n;
+    v->slot_branch = chi_arena_array(&v->arena, (size_t)n, sizeof *v->slot_branch, err);
+    v->slot_row = chi_arena_array(&v->arena, (size_t)n, sizeof *v->slot_row, err);
+    v->slot_birth = chi_arena_array(&v->arena, (size_t)n, sizeof *v->slot_birth, err);
+    v->slot_death = chi_arena_array(&v->arena, (size_t)n, sizeof *v->slot_death, err);
+    if (!v->slot_branch || !v->slot_row || !v->slot_birth || !v->slot_death) return CHI_ERR_MEMORY;
+  }
+  return 0;
+}
+
+int chi_live_deaths(chi_live *v, chi_err *err) {
+  const chi_exec *x = v->x;
+  needs_of_captures(v);
+  for (int layer = v->layers - 1; layer >= -1; layer--)
+    for (int stage = CHI_STAGES - 1; stage >= 0; stage--)
+      for (size_t i = x->plan->n_branches; i-- > 0;) {
+        int b = x->order[i];
+        if (v->include[b] && chi_exec_rows(x, b, v->stack)) needs_of_branch(v, b, layer, stage);
+      }
+  return assign_slots(v, err);
+}
