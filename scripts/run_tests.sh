@@ -68,7 +68,7 @@ echo "$list" | awk -v logdir="$TEST_LOG" '
       else if (cur != "" && !summary && line ~ /^\[ +FAILED +\] /) { report(cur, msg); seen++; cur = "" }
       else {
         if (line ~ /(AddressSanitizer|LeakSanitizer|runtime error:)/ && san == "") san = line
-        gsub(/^\[ +(ERROR|LINE) +\] (--- )?/, "", line)
+        gsub(/\[ +(ERROR|LINE) +\] (--- )?/, "", line)
         if (length(msg) < 500) msg = msg " " line
       }
     }
