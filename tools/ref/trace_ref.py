@@ -193,10 +193,10 @@ def check(out):
         for name, m in out.items():
             if not name.startswith(kind + "."):
                 continue
-            assert np.abs(m[:, before] - corr).max(initial=0) < 2e-7, name      # nothing to restore there
+            assert np.abs(m[:, before] - corr).max(initial=0) < 2e-6, name      # nothing to restore there
             if name.endswith("w1"):
-                assert np.abs(m[-1, :-1] - corr).max() < 2e-7, name             # last layer: only the last row counts
-        assert abs(out[kind + ".hidden.w1"][-1, -1] - clean) < 1e-6             # the clean logits themselves
+                assert np.abs(m[-1, :-1] - corr).max() < 2e-6, name             # last layer: only the last row counts
+        assert abs(out[kind + ".hidden.w1"][-1, -1] - clean) < 2e-6             # the clean logits themselves
         if max(np.abs(out[f"{kind}.{site}.w1"] - corr).max() for site in SITES) < 1e-3:
             print("warning: nothing in this map reaches 0.001; it proves little", file=sys.stderr)
 
