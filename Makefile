@@ -2,6 +2,7 @@
 BUILD ?= build
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 SECONDS_EACH ?= 30
+SAN_CC ?= $(shell command -v clang || echo cc)
 CMAKE_FLAGS ?=
 cmake = cmake -S . -B $(1) -G Ninja --log-level=WARNING $(2) $(CMAKE_FLAGS) >$(1).log 2>&1 || { cat $(1).log; exit 1; }; rm -f $(1).log
 
@@ -41,7 +42,7 @@ check:
 
 test-san:
 	@scripts/bootstrap.sh
-	@$(call cmake,build-san,-DCHI_SAN=address$(,)undefined)
+	@$(call cmake,build-san,-DCMAKE_C_COMPILER=$(SAN_CC) -DCHI_SAN=address$(,)undefined)
 	@cmake --build build-san -j $(JOBS)
 	@scripts/run_tests.sh build-san
 
@@ -54,5 +55,5 @@ bench: build
 	@cmake --build $(BUILD) -j $(JOBS) --target bench
 
 clean:
-	rm -rf build build-san build-fuzz build-clang
+	rm -rf build build-san build-fuzz build-gcc build-clang build-check
 , := ,

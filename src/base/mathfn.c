@@ -1,5 +1,5 @@
-/* Elementary functions from +, -, *, / and fma only, so that their bits depend neither on libm nor on the machine. Results
- * below the smallest normal number become 0 here, because the flush-to-zero mode of kernels would make them 0 anyway. */
+/* Elementary functions from +, -, *, / and fma only, so that their bits depend neither on libm nor on the machine.
+ * Results below the smallest normal number become 0 here: the flush-to-zero mode of kernels makes them 0 anyway. */
 #include "base/base.h"
 
 #include <math.h>
@@ -85,8 +85,8 @@ static double exp_dd(double x, double lo) {
 
 double chi_exp64(double x) { return exp_dd(x, 0.0); }
 
-/* x = m * 2^e with m in [sqrt(1/2), sqrt(2)), x finite and > 0. Integer operations only: right for subnormals even where the
- * machine takes them for zero. */
+/* x = m * 2^e with m in [sqrt(1/2), sqrt(2)), x finite and > 0. Integer operations only: right for subnormals even
+ * where the machine takes them for zero. */
 static double split(uint64_t u, int *e) {
   int ex = (int)(u >> 52);
   uint64_t frac = u & 0x000fffffffffffffu;
@@ -173,8 +173,8 @@ double chi_pow64(double base, double e) {
   return exp_dd(p, fma(e, l.hi, -p) + e * l.lo);
 }
 
-/* x - n * pi/2 for the nearest n; n's last two bits are returned. pi/2 in parts of 22 bits, so that n < 2^31 times a part is
- * exact; seven parts hold the result's relative error below 2^-53 for every double up to 2^31. */
+/* x - n * pi/2 for the nearest n; n's last two bits are returned. pi/2 in parts of 22 bits, so that n < 2^31 times a
+ * part is exact; seven parts hold the result's relative error below 2^-53 for every double up to 2^31. */
 static unsigned reduce(double x, dd *r) {
   static const double part[] = {0x1.921fb00000000p+0,  0x1.5110b00000000p-22, 0x1.1846980000000p-44,
                                 0x1.3198800000000p-69, 0x1.1701b80000000p-88, 0x1.cd12000000000p-115,
@@ -200,7 +200,7 @@ void chi_sincos64(double x, double *s, double *c) {
       /* 1/18! ... 1/4! (signs alternate) */
       -1.0 / 6402373705728000.0, 1.0 / 20922789888000.0, -1.0 / 87178291200.0, 1.0 / 479001600.0,
       -1.0 / 3628800.0,          1.0 / 40320.0,          -1.0 / 720.0,         1.0 / 24.0};
-  if (!(x >= -0x1p31 && x <= 0x1p31)) { /* NaN, infinities and what the reduction does not cover */
+  if (!(x >= -2147483648.0 && x <= 2147483648.0)) { /* NaN, infinities and what the reduction does not cover */
     *s = *c = from_bits(0x7ff8000000000000u);
     return;
   }

@@ -1,5 +1,5 @@
-/* The one parallel_for: a process-wide pool, one job at a time. The caller works too; workers that wake up late find the job
- * closed and go back to sleep, so a busy machine costs speed and never a deadlock. */
+/* The one parallel_for: a process-wide pool, one job at a time. The caller works too; workers who wake up late find the
+ * job closed and go back to sleep, so a busy machine costs speed and never a deadlock. */
 #include "base/base.h"
 
 #include <pthread.h>

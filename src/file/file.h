@@ -22,7 +22,7 @@ int chi_sha256_file(char hex[65], const char *path, chi_err *err);
 
 /* ---- atomic output --------------------------------------------------------------------------------------- */
 /* Writes to a temporary file beside `path`, then fsync + rename on commit. Abort (or a failed write) leaves neither
- * file. Errors are sticky: the first one is reported by commit. */
+ * file. Errors are sticky: the first one is reported by commit. A path that names a device or a pipe is written in place. */
 typedef struct chi_out chi_out;
 int chi_out_open(chi_out **out, const char *path, chi_err *err);
 int chi_out_write(chi_out *o, const void *p, size_t n, chi_err *err);
@@ -35,13 +35,16 @@ void chi_out_abort(chi_out *o);                  /* NULL-safe */
 /* Strict: duplicate keys, trailing text, depth and size limits refused with line and column. Caller: json_decref. */
 int chi_json_load(json_t **out, const char *path, size_t max_bytes, chi_err *err);
 int chi_json_parse(json_t **out, const char *text, size_t len, const char *what, chi_err *err);
-/* Typed getters. `where` names the object in messages ("config.json: text_config"). Missing key: *out keeps its value
- * and 0 is returned by _opt; plain versions fail with key name. Wrong type or out-of-range: fails with key and value. */
-int chi_json_i64(int64_t *out, const json_t *obj, const char *key, int64_t min, int64_t max, const char *where, chi_err *err);
-int chi_json_i64_opt(int64_t *out, const json_t *obj, const char *key, int64_t min, int64_t max, const char *where, chi_err *err);
+/* Typed getters. `where` names the object in messages ("config.json: text_config"). Missing key or null: *out keeps
+ * its value and 0 is returned by _opt; plain versions fail with key name. Wrong type or out-of-range: fails with key and value. */
+int chi_json_i64(int64_t *out, const json_t *obj, const char *key, int64_t min, int64_t max, const char *where,
+                 chi_err *err);
+int chi_json_i64_opt(int64_t *out, const json_t *obj, const char *key, int64_t min, int64_t max, const char *where,
+                     chi_err *err);
 int chi_json_f64_opt(double *out, const json_t *obj, const char *key, const char *where, chi_err *err);
 int chi_json_bool_opt(bool *out, const json_t *obj, const char *key, const char *where, chi_err *err);
-int chi_json_str_opt(const char **out, const json_t *obj, const char *key, const char *where, chi_err *err); /* borrowed */
+int chi_json_str_opt(const char **out, const json_t *obj, const char *key, const char *where,
+                     chi_err *err); /* borrowed */
 /* Pretty (2 spaces), key order kept, reals with up to 9 significant digits (round-trips f32); atomic. */
 int chi_json_save(const json_t *j, const char *path, chi_err *err);
 

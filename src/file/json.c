@@ -2,8 +2,8 @@
 
 #include <stdlib.h>
 
-/* A parsed value takes far more memory than its text ("{}," is 3 bytes and about 250), so the text is measured before it
- * is parsed. The largest tokenizer files need about a quarter of the limit. */
+/* A parsed value takes far more memory than its text ("{}," is 3 bytes and about 250), so the text is measured before
+ * it is parsed. The largest tokenizer files need about a quarter of the limit. */
 #define SCALAR_COST 64u
 #define CONTAINER_COST 256u
 #define MEMORY_LIMIT ((size_t)1 << 30)

@@ -1,5 +1,5 @@
-/* Output files appear whole or not at all: a temporary file in the same folder, fsync, rename. What is not a regular file
- * (a device, a pipe) is written in place, since renaming over it would replace the device itself. */
+/* Output files appear whole or not at all: a temporary file in the same folder, fsync, rename. What is not a regular
+ * file (a device, a pipe) is written in place, since renaming over it would replace the device itself. */
 #include "file/file.h"
 
 #include <errno.h>
@@ -45,7 +45,7 @@ static int fail_create(chi_err *err, const char *path, int why) {
   return fail_write(err, path, why);
 }
 
-/* A fresh file beside `path`. Its name does not grow with that of the target, which may already be as long as allowed. */
+/* A fresh file beside `path`. Its name does not grow with that of the target, which may be as long as allowed. */
 static int open_temp(chi_out *o) {
   static atomic_uint serial;
   const char *slash = strrchr(o->path, '/');

@@ -104,7 +104,6 @@ static int by_address(const void *pa, const void *pb) {
 }
 
 static int check_overlap(entry *e, size_t n, chi_err *err) {
-  if (n == 0) return 0;
   qsort(e, n, sizeof *e, by_address);
   const entry *last = NULL; /* the last one that is not empty */
   for (size_t i = 0; i < n; i++) {
@@ -196,7 +195,7 @@ static int read_part(chi_st *s, size_t at, chi_err *err) {
     s->entries = p;
     s->entries[s->n++] = e;
   }
-  CHI_TRY(check_overlap(s->entries + first, s->n - first, err));
+  if (s->n > first) CHI_TRY(check_overlap(s->entries + first, s->n - first, err));
 out:
   json_decref(header);
   return rc;
