@@ -56,11 +56,11 @@ fi
 echo "installing with apt: $need"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-export DEBIAN_FRONTEND=noninteractive
-install() { $sudo apt-get install -y --no-install-recommends $need >"$log" 2>&1; }
+apt="$sudo env DEBIAN_FRONTEND=noninteractive apt-get"
+install() { $apt install -y --no-install-recommends $need >"$log" 2>&1; }
 # A machine that never updated its lists, or whose lists are old, needs an update first.
 if ! install; then
-  if ! { $sudo apt-get update >"$log" 2>&1 && install; }; then
+  if ! { $apt update >"$log" 2>&1 && install; }; then
     tail -n 15 "$log" >&2
     echo "apt could not install: $need" >&2
     exit 1
