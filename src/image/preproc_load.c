@@ -73,7 +73,7 @@ static int get_side(int *out, const json_t *v, const char *key, const char *wher
   return 0;
 }
 
-/* A size: number, [height, width], {"height", "width"} or {"shortest_edge"}. Exactly one of *edge and (*w, *h) is set. */
+/* A size: number, [height, width], {"height", "width"} or {"shortest_edge"}. Sets either *edge or (*w, *h). */
 static int get_size(int *edge, int *w, int *h, const json_t *v, bool number_is_edge, const char *key, const char *where,
                     chi_err *err) {
   const json_t *hv = NULL, *wv = NULL, *ev = NULL;
