@@ -1,0 +1,88 @@
+#include "analyze/select.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const kWords[] = {"last", "constraint", "image", "text", "all"};
+enum { kWordCount = sizeof kWords / sizeof *kWords };
+
+bool chi_select_is_word(const char *text) {
+  for (int i = 0; i < kWordCount; i++)
+    if (chi_streq(kWords[i], text)) return true;
+  return false;
+}
+
+/* One "a" or "a-b" at *p; moves *p behind it. */
+static int one_range(const char **p, int32_t n, int32_t *lo, int32_t *hi, const char *text, const char *what,
+                     chi_err *err) {
+  char *end;
+  long a = strtol(*p, &end, 10), b = a;
+  bool good = end != *p && **p >= '0' && **p <= '9';
+  if (good && *end == '-') {
+    const char *q = end + 1;
+    b = strtol(q, &end, 10);
+    good = end != q && *q >= '0' && *q <= '9';
+  }
+  if (!good || (*end && *end != ',')) return chi_fail(err, CHI_ERR_ARG, "%ss '%s': write them as 0-3,7", what, text);
+  if (a < 0 || b < a || b >= n)
+    return chi_fail(err, CHI_ERR_ARG, "%ss '%s': %.*s is not within 0-%d", what, text, (int)(end - *p), *p, n - 1);
+  *lo = (int32_t)a;
+  *hi = (int32_t)b;
+  *p = *end ? end + 1 : end;
+  return 0;
+}
+
+int chi_select_ranges(int32_t **out, int32_t *count, const char *text, int32_t n, const char *what, chi_err *err) {
+  int rc = 0;
+  bool all = !text || chi_streq(text, "all");
+  uint8_t *in = NULL;
+  int32_t *list = NULL, k = 0, lo = 0, hi = 0;
+  if (n <= 0) return chi_fail(err, CHI_ERR_ARG, "there are no %ss", what);
+  if (!all && !*text) return chi_fail(err, CHI_ERR_ARG, "no %ss given: write them as 0-3,7", what);
+  in = chi_calloc((size_t)n, 1, err);
+  list = chi_calloc((size_t)n, sizeof *list, err);
+  if (!in || !list) {
+    rc = CHI_ERR_MEMORY;
+    goto out;
+  }
+  for (const char *p = text; !all && *p;) {
+    CHI_TRY(one_range(&p, n, &lo, &hi, text, what, err));
+    memset(in + lo, 1, (size_t)(hi - lo + 1));
+  }
+  for (int32_t i = 0; i < n; i++)
+    if (all || in[i]) list[k++] = i;
+out:
+  chi_free(in);
+  if (rc) {
+    chi_free(list);
+    return rc;
+  }
+  *out = list;
+  *count = k;
+  return 0;
+}
+
+static bool row_is(const chi_prompt *p, int32_t r, const char *word) {
+  if (strcmp(word, "last") == 0) return r == p->n_rows - 1;
+  if (strcmp(word, "constraint") == 0) return r >= p->span_lo && r < p->span_hi;
+  if (strcmp(word, "image") == 0) return p->role[r] == CHI_ROLE_IMAGE;
+  if (strcmp(word, "text") == 0) return p->role[r] == CHI_ROLE_TEXT || p->role[r] == CHI_ROLE_CONSTRAINT;
+  return true;
+}
+
+int chi_select_rows(int32_t **out, int32_t *count, const char *text, const chi_prompt *p, chi_err *err) {
+  if (!chi_select_is_word(text)) return chi_select_ranges(out, count, text, p->n_rows, "row", err);
+  int32_t k = 0, *list = chi_calloc((size_t)p->n_rows, sizeof *list, err);
+  if (!list) return CHI_ERR_MEMORY;
+  for (int32_t r = 0; r < p->n_rows; r++)
+    if (row_is(p, r, text)) list[k++] = r;
+  if (k == 0) {
+    chi_free(list);
+    if (strcmp(text, "constraint") == 0)
+      return chi_fail(err, CHI_ERR_ARG, "rows 'constraint': the question has none; put [ ] around its words");
+    return chi_fail(err, CHI_ERR_ARG, "rows '%s': the prompt has none", text);
+  }
+  *out = list;
+  *count = k;
+  return 0;
+}
