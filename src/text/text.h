@@ -22,7 +22,8 @@ void chi_tokens_free(chi_tokens *t);
 /* Text (UTF-8) to ids, same as HF's tokenizer(text, add_special_tokens=special). Special tokens written in the text are
  * recognised as HF does. Invalid UTF-8 is refused with the byte offset. Appends to *out. */
 int chi_encode(const chi_tokenizer *t, const char *text, size_t len, bool special, chi_tokens *out, chi_err *err);
-/* ids to text; skip_special drops special tokens. Caller: chi_free(*out). HF's decode without clean-up of spaces. */
+/* ids to text; skip_special drops special tokens. Caller: chi_free(*out). HF's decode without clean-up of spaces; ids that
+ * the vocabulary lacks (padding rows of an embedding) give nothing, as there. */
 int chi_decode(const chi_tokenizer *t, const int32_t *id, size_t n, bool skip_special, char **out, chi_err *err);
 /* The token's own surface for people: decoded alone, "▁"/"Ġ" shown as a space, control bytes as <0x0A>. Into buf. */
 void chi_token_text(const chi_tokenizer *t, int32_t id, char *buf, size_t cap);
@@ -38,17 +39,22 @@ int32_t chi_token_eos(const chi_tokenizer *t);
 typedef struct chi_template { const char *name, *with_image, *text_only, *doc; } chi_template;
 const chi_template *chi_template_find(const char *name); /* NULL if absent */
 const chi_template *chi_templates(size_t *n);
-/* Fill a template. image_token is the text that stands for the picture ("<image>"). Caller: chi_free(*out). */
+/* Fill a template. image_token is the text that stands for the picture ("<image>"); a question that is empty or contains it
+ * is refused. Caller: chi_free(*out). */
 int chi_template_fill(char **out, const chi_template *t, bool with_image, const char *image_token, const char *question,
                       chi_err *err);
+/* Byte offset of the question in what chi_template_fill writes: spans of the question move by it. */
+size_t chi_template_question_at(const chi_template *t, bool with_image, const char *image_token);
 
 /* ---- constraints ----------------------------------------------------------------------------------------- */
 typedef struct chi_span { size_t begin, end; } chi_span; /* byte range */
-/* "What is the capital of [this country]?" -> text without brackets, and the spans in it. `\[` is a literal bracket.
- * No bracket, nested, unbalanced or empty ones: refused with the position. n_spans may be 0 when none are required. */
+/* "What is the capital of [this country]?" -> text without brackets, and the spans in it (white space at their ends left
+ * out). `\[` and `\]` are literal brackets. Nested, unbalanced or empty ones: refused with the position. No bracket: 0 and
+ * n_spans = 0; the caller refuses that where a constraint is required. Caller: chi_free(*text), chi_free(*spans). */
 int chi_constraint_parse(char **text, chi_span **spans, size_t *n_spans, const char *question, chi_err *err);
 /* Find a constraint's words in a question that has no brackets (VQA-Constraints rows): exact, then case-insensitive, then
- * with trailing punctuation dropped, then white space folded, then NFC on both sides. how = which rule matched. */
+ * with trailing punctuation dropped, then white space folded, then NFC on both sides; whole words before parts of words,
+ * the first place of several. how (may be NULL) = which rule matched, a constant string. */
 int chi_constraint_find(chi_span *out, const char **how, const char *question, const char *constraint, chi_err *err);
 /* Byte span -> token index range [first, last) whose bytes overlap it; *grown is set when tokens reach past the words
  * (leading space does not count as growth). */
