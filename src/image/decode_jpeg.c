@@ -1,6 +1,6 @@
 /* JPEG through libjpeg(-turbo) with the settings that Pillow uses: accurate integer DCT, smooth chroma upsampling, no
- * EXIF rotation. libjpeg reports errors by longjmp: all state that outlives the jump sits in a struct whose owner is the
- * caller of the jumping function. */
+ * EXIF rotation. libjpeg reports errors by longjmp: all state that outlives the jump sits in a struct whose owner is
+ * the caller of the jumping function. */
 #include "image/internal.h"
 
 #include <stdio.h>

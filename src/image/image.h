@@ -4,10 +4,14 @@
 
 #include "file/file.h"
 
-typedef struct chi_image { int w, h; uint8_t *rgb; /* h*w*3, owned */ char sha256[65]; /* of the file's bytes */ } chi_image;
+typedef struct chi_image {
+  int w, h;
+  uint8_t *rgb;    /* h*w*3, owned */
+  char sha256[65]; /* of the file's bytes */
+} chi_image;
 /* JPEG and PNG by content, not by name. 8-bit grey, RGB, palette and alpha become RGB as PIL's convert("RGB") does
- * (alpha dropped); what we do not read exactly (CMYK, 16-bit) is refused by name. EXIF orientation is not applied, as in
- * Pillow's Image.open. More than 100 megapixels or a side over 30,000: refused before memory is asked for. */
+ * (alpha dropped); what we do not read exactly (CMYK, 16-bit) is refused by name. EXIF orientation is not applied, as
+ * in Pillow's Image.open. More than 100 megapixels or a side over 30,000: refused before memory is asked for. */
 int chi_image_load(chi_image *out, const char *path, chi_err *err);
 int chi_image_decode(chi_image *out, const uint8_t *bytes, size_t n, const char *what, chi_err *err); /* fuzz door */
 void chi_image_free(chi_image *im);
@@ -16,7 +20,8 @@ int chi_image_save_png(const chi_image *im, const char *path, chi_err *err); /* 
 typedef struct chi_png_text { const char *key, *text; } chi_png_text;
 int chi_image_save_png_text(const chi_image *im, const chi_png_text *text, size_t n, const char *path, chi_err *err);
 
-typedef enum chi_resample { CHI_BICUBIC = 3, CHI_BILINEAR = 2, CHI_LANCZOS = 1, CHI_NEAREST = 0 } chi_resample; /* PIL's numbers */
+/* PIL's numbers */
+typedef enum chi_resample { CHI_BICUBIC = 3, CHI_BILINEAR = 2, CHI_LANCZOS = 1, CHI_NEAREST = 0 } chi_resample;
 /* Pillow-exact (version 13: integer weights at 2^22, two passes with uint8 between them). */
 int chi_image_resize(chi_image *out, const chi_image *in, int w, int h, chi_resample how, chi_err *err);
 
@@ -32,8 +37,9 @@ typedef struct chi_preproc {
   bool pad_square;           /* original LLaVA "pad": square with mean colour first */
 } chi_preproc;
 /* Reads preprocessor_config.json in its current and older styles (size as number, list or object), or a
- * processor_config.json that holds an "image_processor". Missing keys take the defaults of the class that the file names
- * (CLIP, LLaVA, BLIP, SigLIP, ViT, BiT; none named = CLIP). Refuses other classes, unknown resampling, sizes <= 0 or > 4096. */
+ * processor_config.json that holds an "image_processor". Missing keys take the defaults of the class that the file
+ * names (CLIP, LLaVA, BLIP, SigLIP, ViT, BiT; none named = CLIP). Refuses other classes, unknown resampling, sizes <= 0
+ * or > 4096. */
 int chi_preproc_load(chi_preproc *out, const char *path, chi_err *err);
 
 /* How a model-side pixel maps back: x_orig = (x_model + crop_left) * orig_w / resized_w (minus pad). */
@@ -44,12 +50,14 @@ typedef struct chi_view {
   int crop_left, crop_top;   /* may be negative: zero padding of a small picture */
   int w, h;                  /* what the model sees */
 } chi_view;
-/* pixels: [3][h][w] f32, normalised (HF: rescale in f64 then f32; (x-mean)/std in f32); owned by caller (chi_free). rgb (optional):
- * the same crop as 8-bit picture for overlays. */
-int chi_preprocess(float **pixels, chi_view *view, chi_image *rgb, const chi_image *in, const chi_preproc *p, chi_err *err);
+/* pixels: [3][h][w] f32, normalised (HF: rescale in f64 then f32; (x-mean)/std in f32); owned by caller (chi_free).
+ * view and rgb may be NULL; rgb: the same crop as 8-bit picture for overlays. */
+int chi_preprocess(float **pixels, chi_view *view, chi_image *rgb, const chi_image *in, const chi_preproc *p,
+                   chi_err *err);
 /* Box of patch (row, col) of a grid_h x grid_w grid in original-picture pixels (clipped to it). */
 void chi_view_patch(const chi_view *v, int grid_h, int grid_w, int row, int col, double box[4]);
-/* patch rows for a Conv2d patch embedding: out[grid_h*grid_w][3*ps*ps], channel-major inside a patch as the weights are. */
+/* patch rows for a Conv2d patch embedding: out[grid_h*grid_w][3*ps*ps], channel-major inside a patch as the weights
+ * are; rows and columns that fill no whole patch are left out. */
 void chi_patchify(const float *pixels, int h, int w, int ps, float *out);
 
 #endif

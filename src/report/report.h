@@ -1,8 +1,8 @@
 /* report: results as JSON, CSV, pictures and terminal tables. Knows nothing of how a result was computed.
  *
- * All strings are UTF-8; broken bytes in them become U+FFFD, so names and tokens can be handed over as they are. All files
- * are written atomically. Pictures: PNG or SVG by the ending of the path, both from one drawing, provenance inside (PNG:
- * iTXt "chiasm"; SVG: <metadata>). Drawing needs at least one font, e.g. fonts-dejavu-core. */
+ * All strings are UTF-8; broken bytes in them become U+FFFD, so names and tokens can be handed over as they are. All
+ * files are written atomically. Pictures: PNG or SVG by the ending of the path, both from one drawing, provenance inside
+ * (PNG: iTXt "chiasm"; SVG: <metadata>). Drawing needs at least one font, e.g. fonts-dejavu-core. */
 #ifndef CHI_REPORT_H
 #define CHI_REPORT_H
 
@@ -10,8 +10,8 @@
 #include "image/image.h"
 
 /* ---- provenance ------------------------------------------------------------------------------------------ */
-/* Everything that a result depends on. NULL = does not apply, and is left out. The number of threads is not here: results
- * do not depend on it. */
+/* Everything that a result depends on. NULL = does not apply, and is left out. The number of threads is not here:
+ * results do not depend on it. */
 typedef struct chi_provenance {
   const char *command, *version, *git_id;
   const char *model_path, *model_hash;
@@ -47,14 +47,15 @@ void chi_csv_abort(chi_csv *c);               /* NULL-safe */
 
 /* ---- tables for the terminal ----------------------------------------------------------------------------- */
 /* Columns are as wide as their widest cell, two spaces apart. Where that passes the width of the terminal, the widest
- * text columns are cut with an ellipsis (to 4 at least); numbers are never cut. Widths are those of the characters on the
- * screen. */
+ * text columns are cut with an ellipsis (to 4 at least); numbers are never cut. Widths are those of the characters on
+ * the screen. */
 typedef struct chi_table chi_table;
 /* align: one letter a column, 'l' (text) or 'r' (numbers); its length is the number of columns. */
 int chi_table_new(chi_table **out, const char *const *head, const char *align, chi_err *err);
 /* The next cell, row by row. Failures show up in chi_table_text. */
 void chi_table_cell(chi_table *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-int chi_table_text(const chi_table *t, int width, chi_str *out, chi_err *err); /* appends; an unfinished row is filled */
+/* Appends to out; an unfinished row is filled. */
+int chi_table_text(const chi_table *t, int width, chi_str *out, chi_err *err);
 void chi_table_free(chi_table *t);
 /* Columns that a string takes on the screen. */
 int chi_text_width(const char *s);
@@ -101,7 +102,7 @@ typedef struct chi_heatmap_spec {
   double scale;                  /* pixels a unit in PNG; 0 = 2 */
 } chi_heatmap_spec;
 
-/* Where things are, in units; PNG pixels are `scale` times that. Cell (layer l, row r) of panel (site s, column c) covers
+/* Where things are, in units; PNG pixels are `scale` times that. Cell (layer l, row r) of panel (site s, column c) is at
  * x0 + c*col_step + l*cell_w, y0 + s*site_step + r*cell_h, less a gap of 1 at its right and lower edge. */
 typedef struct chi_heatmap_box {
   double w, h, x0, y0, cell_w, cell_h, col_step, site_step;
