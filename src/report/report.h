@@ -1,7 +1,7 @@
 /* report: results as JSON, CSV, pictures and terminal tables. Knows nothing of how a result was computed.
  *
  * All strings are UTF-8; broken bytes in them become U+FFFD, so names and tokens can be handed over as they are. All
- * files are written atomically. Pictures: PNG or SVG by the ending of the path, both from one drawing, provenance inside
+ * files are written atomically. Pictures: PNG or SVG by the ending of the path, from one drawing, provenance inside
  * (PNG: iTXt "chiasm"; SVG: <metadata>). Drawing needs at least one font, e.g. fonts-dejavu-core. */
 #ifndef CHI_REPORT_H
 #define CHI_REPORT_H
@@ -102,8 +102,8 @@ typedef struct chi_heatmap_spec {
   double scale;                  /* pixels a unit in PNG; 0 = 2 */
 } chi_heatmap_spec;
 
-/* Where things are, in units; PNG pixels are `scale` times that. Cell (layer l, row r) of panel (site s, column c) is at
- * x0 + c*col_step + l*cell_w, y0 + s*site_step + r*cell_h, less a gap of 1 at its right and lower edge. */
+/* Where things are, in units; PNG pixels are `scale` times that. Cell (layer l, row r) of panel (site s, column c) is
+ * at x0 + c*col_step + l*cell_w, y0 + s*site_step + r*cell_h, less a gap of 1 at its right and lower edge. */
 typedef struct chi_heatmap_box {
   double w, h, x0, y0, cell_w, cell_h, col_step, site_step;
 } chi_heatmap_box;
