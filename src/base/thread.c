@@ -13,7 +13,8 @@
 #endif
 
 #define MAX_THREADS 256
-#define SPINS 256 /* short: other programs share the machine */
+#define SPINS_IDLE 256  /* short: other programs share the machine */
+#define SPINS_DONE 1000 /* the last worker's last item ends soon after the caller's */
 
 static struct {
   pthread_mutex_t owner; /* held by the thread whose job runs */
@@ -24,8 +25,8 @@ static struct {
   atomic_int width; /* wanted width, 0 = not decided yet */
   bool stop;
   bool fork_hook;
-  int joined;     /* workers inside the job */
-  chi_task_fn fn; /* NULL = closed */
+  atomic_int joined; /* workers inside the job; changed with the lock held */
+  chi_task_fn fn;    /* NULL = closed */
   void *ud;
   int64_t n, chunk;
   atomic_uint generation;
@@ -116,7 +117,8 @@ static void *worker_main(void *arg) {
   for (;;) {
     if (!pool.stop && atomic_load(&pool.generation) == seen) {
       pthread_mutex_unlock(&pool.lock);
-      for (int i = 0; i < SPINS && atomic_load_explicit(&pool.generation, memory_order_relaxed) == seen; i++) relax();
+      for (int i = 0; i < SPINS_IDLE && atomic_load_explicit(&pool.generation, memory_order_relaxed) == seen; i++)
+        relax();
       pthread_mutex_lock(&pool.lock);
     }
     while (!pool.stop && atomic_load(&pool.generation) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
@@ -130,7 +132,7 @@ static void *worker_main(void *arg) {
     pthread_mutex_unlock(&pool.lock);
     work(fn, ud, n, chunk);
     pthread_mutex_lock(&pool.lock);
-    if (--pool.joined == 0) pthread_cond_signal(&pool.done);
+    if (atomic_fetch_sub(&pool.joined, 1) == 1) pthread_cond_signal(&pool.done);
   }
   pthread_mutex_unlock(&pool.lock);
   return NULL;
@@ -194,6 +196,9 @@ static void run_pool(int64_t n, chi_task_fn fn, void *ud) {
   work(fn, ud, n, chunk);
   pthread_mutex_lock(&pool.lock);
   pool.fn = NULL; /* nobody may join from here on */
+  pthread_mutex_unlock(&pool.lock);
+  for (int i = 0; i < SPINS_DONE && atomic_load(&pool.joined) > 0; i++) relax();
+  pthread_mutex_lock(&pool.lock);
   while (pool.joined > 0) pthread_cond_wait(&pool.done, &pool.lock);
   pthread_mutex_unlock(&pool.lock);
 }
