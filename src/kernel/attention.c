@@ -67,11 +67,9 @@ static int run_end(const attn_tile *t, int r, int64_t b, bool values) {
 }
 
 static void scores(const attn_job *j, attn_tile *t) {
-  for (int r = 0; r < t->rows; r++) {
-    const float *q = t->query[r]->q + (int64_t)t->head[r] * j->hd;
-    for (int d = 0; d < j->hd; d++)
-      t->q[d * t->rows + r] = j->compute == CHI_COMPUTE_BF16 ? chi_round_bf16(q[d]) : q[d];
-  }
+  const float *q[CHI_MR_MAX];
+  for (int r = 0; r < t->rows; r++) q[r] = t->query[r]->q + (int64_t)t->head[r] * j->hd;
+  chi_interleave(t->q, t->rows, q, t->rows, j->hd, j->compute == CHI_COMPUTE_BF16);
   for (int64_t b = 0; b * BLOCK < t->span; b++)
     for (int r = 0, e; r < t->rows; r = e) {
       e = r + 1;
@@ -107,11 +105,12 @@ static void apply_edges(const chi_attn_query *q, int head, float *s, bool cut) {
 
 /* Scores to final weights, row by row; then turned to [key][row] for the second product. */
 static void weights(const attn_job *j, attn_tile *t) {
+  const float scale = j->scale; /* a local: stores to s could otherwise change it, and the loop would stay scalar */
   for (int r = 0; r < t->rows; r++) {
     const chi_attn_query *q = t->query[r];
     const int64_t n = q->n_keys, at = t->head[r] * n;
     float *s = t->s + r * t->span;
-    for (int64_t k = 0; k < n; k++) s[k] *= j->scale;
+    for (int64_t k = 0; k < n; k++) s[k] *= scale;
     if (q->n_edges > 0) apply_edges(q, t->head[r], s, true);
     t->dead[r] = q->n_edges > 0 && q->pattern_set == NULL;
     for (int64_t k = 0; t->dead[r] && k < n; k++) t->dead[r] = s[k] == -INFINITY;
@@ -119,12 +118,11 @@ static void weights(const attn_job *j, attn_tile *t) {
     if (q->n_edges > 0) apply_edges(q, t->head[r], s, false);
     if (q->pattern_set != NULL && n > 0) memcpy(s, q->pattern_set + at, (size_t)n * sizeof *s);
     if (q->pattern != NULL && n > 0) memcpy(q->pattern + at, s, (size_t)n * sizeof *s);
-    float *p = t->p + r;
-    if (j->compute == CHI_COMPUTE_BF16)
-      for (int64_t k = 0; k < n; k++) p[k * t->rows] = chi_round_bf16(s[k]);
-    else
-      for (int64_t k = 0; k < n; k++) p[k * t->rows] = s[k];
+    for (int64_t k = n; k < t->span; k++) s[k] = 0.0f; /* never multiplied; only so that the turned copy is defined */
   }
+  const float *rows[CHI_MR_MAX];
+  for (int r = 0; r < t->rows; r++) rows[r] = t->s + r * t->span;
+  chi_interleave(t->p, t->rows, rows, t->rows, t->span, j->compute == CHI_COMPUTE_BF16);
 }
 
 /* Rows [r, e) times `keys` values of block b from slot on, columns [d, d+32) of the head. v points at key `slot`. */

@@ -3,17 +3,14 @@
  * Nothing here decides bits: the tiles do, and they see the K blocks of one output in ascending order always. */
 #include <stdatomic.h>
 #include <string.h>
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#include <xmmintrin.h>
-#endif
 
 #include "kernel/table.h"
 
 enum {
-  K_CHUNK = 512,   /* a multiple of CHI_CHAIN: 64 KB of an f32 panel                               */
-  ROW_BLOCK = 192, /* a multiple of every mr; with K_CHUNK 384 KB of packed rows, which L2 keeps   */
-  MAX_RUN = 16,    /* most panels of a task; fewest is 2, below that packing rows would show       */
+  K_STEP = 512,                  /* K that all row tiles take past a panel at once: 64 KB of f32, from L1 or L2    */
+  ROW_BLOCK = 192,               /* a multiple of every mr                                                       */
+  A_FLOATS = ROW_BLOCK * K_STEP, /* packed rows of a task, 384 KB: L2 keeps them                  */
+  MAX_RUN = 16,                  /* most panels of a task; fewest is 2, below that packing rows would show       */
   SERIAL_MACS = 1 << 16,
 };
 
@@ -36,46 +33,28 @@ static inline const float *row_of(const gemm_job *j, int64_t i) {
   return j->x + (j->idx != NULL ? (int64_t)j->idx[i] : i) * j->ldx;
 }
 
-/* Four rows side by side: out[k*lda + 0..3]. */
-static void pack_four(float *out, int64_t lda, const float *const src[4], int64_t kn) {
-  int64_t k = 0;
-#if defined(__SSE2__)
-  for (; k + 4 <= kn; k += 4) {
-    __m128 a = _mm_loadu_ps(src[0] + k), b = _mm_loadu_ps(src[1] + k);
-    __m128 c = _mm_loadu_ps(src[2] + k), d = _mm_loadu_ps(src[3] + k);
-    _MM_TRANSPOSE4_PS(a, b, c, d);
-    _mm_storeu_ps(out + k * lda, a);
-    _mm_storeu_ps(out + (k + 1) * lda, b);
-    _mm_storeu_ps(out + (k + 2) * lda, c);
-    _mm_storeu_ps(out + (k + 3) * lda, d);
-  }
-#endif
-  for (; k < kn; k++)
-    for (int r = 0; r < 4; r++) out[k * lda + r] = src[r][k];
-}
-
 /* Rows [r0, r0+rows) of x, columns [k0, k0+kn) into out[kp][lda]; bf16: rounded, and zeros from kn to kp. */
 static void pack_tile(const gemm_job *j, float *out, int64_t lda, int64_t r0, int64_t rows, int64_t k0, int64_t kn,
                       int64_t kp) {
-  const bool round = j->w->compute == CHI_COMPUTE_BF16;
-  float rounded[4][K_CHUNK];
-  for (int64_t r = 0; r < rows; r += 4) {
-    const float *src[4];
-    int64_t some = chi_min64(4, rows - r);
-    for (int64_t i = 0; i < some; i++) {
-      src[i] = row_of(j, r0 + r + i) + k0;
-      if (!round) continue;
-      for (int64_t k = 0; k < kn; k++) rounded[i][k] = chi_round_bf16(src[i][k]);
-      src[i] = rounded[i];
+  const float *src[CHI_MR_MAX];
+  for (int64_t r = 0; r < rows; r++) src[r] = row_of(j, r0 + r) + k0;
+  chi_interleave(out, lda, src, rows, kn, j->w->compute == CHI_COMPUTE_BF16);
+  for (int64_t k = kn; k < kp; k++)
+    for (int64_t r = 0; r < rows; r++) out[k * lda + r] = 0.0f;
+}
+
+/* Transpose one packed 32 x 32 block. A 32-bit word is two neighbouring k of one n; two words of neighbouring n make two
+ * words of the result. */
+static void turn_bf16(chi_bf16 *dst, const chi_bf16 *src) {
+  for (int64_t n = 0; n < 32; n += 2)
+    for (int64_t k = 0; k < 32; k += 2) {
+      uint32_t a, b, out[2];
+      memcpy(&a, src + chi_bf16_at(n, k), sizeof a);
+      memcpy(&b, src + chi_bf16_at(n + 1, k), sizeof b);
+      out[0] = (a & 0xffffu) | b << 16;
+      out[1] = a >> 16 | (b & 0xffff0000u);
+      memcpy(dst + chi_bf16_at(k, n), out, sizeof out); /* k and k + 1 lie side by side */
     }
-    if (some == 4)
-      pack_four(out + r, lda, src, kn);
-    else
-      for (int64_t i = 0; i < some; i++)
-        for (int64_t k = 0; k < kn; k++) out[k * lda + r + i] = src[i][k];
-    for (int64_t k = kn; k < kp; k++)
-      for (int64_t i = 0; i < some; i++) out[k * lda + r + i] = 0.0f;
-  }
 }
 
 /* Transposed products: rows [k0, k0+kn) of the packed matrix, columns of `panel`, in the layout that a tile reads. */
@@ -83,49 +62,43 @@ static void transpose_panel(const gemm_job *j, void *out, int64_t panel, int64_t
   const chi_mat *w = j->w;
   if (w->compute == CHI_COMPUTE_BF16) {
     int64_t kp = chi_ceil_div(w->k, 32) * 32;
-    for (int64_t i0 = 0; i0 < kn; i0 += 32) {
-      const chi_bf16 *src = (const chi_bf16 *)w->data + (k0 + i0) * kp + panel * 1024;
-      chi_bf16 *dst = (chi_bf16 *)out + i0 * 32;
-      for (int64_t a = 0; a < 32; a++)
-        for (int64_t b = 0; b < 32; b++) dst[chi_bf16_at(a, b)] = src[chi_bf16_at(b, a)];
-    }
+    for (int64_t i0 = 0; i0 < kn; i0 += 32)
+      turn_bf16((chi_bf16 *)out + i0 * 32, (const chi_bf16 *)w->data + (k0 + i0) * kp + panel * 1024);
     return;
   }
   int64_t cols = chi_min64(CHI_PANEL, w->k - panel * CHI_PANEL);
   size_t es = chi_dtype_size(w->store);
+  float wide[CHI_PANEL * CHI_PANEL] = {0};
+  const float *rows[CHI_PANEL];
+  for (int c = 0; c < CHI_PANEL; c++) rows[c] = wide + c * CHI_PANEL;
   for (int64_t i0 = 0; i0 < kn; i0 += 32) {
-    float wide[CHI_PANEL * CHI_PANEL] = {0};
     const char *src = (const char *)w->data + (size_t)((k0 + i0) * w->k + panel * CHI_PANEL * CHI_PANEL) * es;
     (void)chi_to_f32(wide, src, w->store, (size_t)(cols * CHI_PANEL), NULL);
-    float *dst = (float *)out + i0 * CHI_PANEL;
-    int64_t rows = chi_min64(32, kn - i0);
-    for (int64_t i = 0; i < rows; i++)
-      for (int64_t c = 0; c < CHI_PANEL; c++) dst[i * CHI_PANEL + c] = wide[c * CHI_PANEL + i];
+    chi_interleave((float *)out + i0 * CHI_PANEL, CHI_PANEL, rows, CHI_PANEL, chi_min64(32, kn - i0), false);
   }
 }
 
-/* All row tiles of one block past one panel chunk. a holds the packed tiles, kp rows of K each. */
-static void run_panel(const gemm_job *j, const float *a, int64_t lda, int64_t rows, const void *b, int64_t k0,
-                      int64_t kn, int64_t kp, float *c, int64_t ldc) {
-  const chi_mat *w = j->w;
-  const chi_dtype store = j->transposed ? CHI_F32 : w->store;
-  const size_t es = store == CHI_F32 ? 4 : 2;
+/* All row tiles of one block past columns [ks, ks+kn) of a packed chunk that starts at k0. Tile r is at a + r*kp. */
+static void run_panel(const gemm_job *j, const float *a, int64_t lda, int64_t rows, int64_t kp, const char *b,
+                      int64_t k0, int64_t ks, int64_t kn, float *c, int64_t ldc) {
+  const chi_dtype store = j->transposed ? CHI_F32 : j->w->store;
+  const int64_t line = CHI_PANEL * (store == CHI_F32 ? 4 : 2);
   for (int64_t r = 0; r < rows; r += lda) {
     int some = (int)chi_min64(lda, rows - r);
-    const float *at = a + r * kp;
+    const float *at = a + r * kp + ks * lda;
     float *ct = c + r * ldc;
-    if (w->compute == CHI_COMPUTE_BF16) {
-      j->t->tile_bf16(some, kp, at, lda, b, ct, ldc, k0 == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
+    if (j->w->compute == CHI_COMPUTE_BF16) {
+      j->t->tile_bf16(some, chi_ceil_div(kn, 32) * 32, at, lda, (const chi_bf16 *)(const void *)b, ct, ldc,
+                      k0 + ks == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
       continue;
     }
     for (int64_t kb = 0; kb < kn; kb += CHI_CHAIN)
-      j->t->tile_f32[store](some, chi_min64(CHI_CHAIN, kn - kb), at + kb * lda, lda,
-                            (const char *)b + (size_t)(kb * CHI_PANEL) * es, CHI_PANEL, ct, ldc,
-                            k0 + kb == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
+      j->t->tile_f32[store](some, chi_min64(CHI_CHAIN, kn - kb), at + kb * lda, lda, b + kb * line, CHI_PANEL, ct, ldc,
+                            k0 + ks + kb == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
   }
 }
 
-static const void *panel_at(const gemm_job *j, int64_t panel, int64_t k0) {
+static const char *panel_at(const gemm_job *j, int64_t panel, int64_t k0) {
   const chi_mat *w = j->w;
   int64_t kp = w->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(w->k, 32) * 32 : w->k;
   return (const char *)w->data + (size_t)((panel * kp + k0) * CHI_PANEL) * (w->store == CHI_F32 ? 4 : 2);
@@ -146,28 +119,33 @@ static void gemm_task(void *ud, int64_t i) {
   int64_t r0 = i % j->row_blocks * j->row_block, rows = chi_min64(j->row_block, j->m - r0);
   int64_t panels = chi_ceil_div(j->n, CHI_PANEL);
   int64_t p0 = i / j->row_blocks * j->run, p1 = chi_min64(p0 + j->run, panels);
-  int64_t lda = chi_min64(j->mr, rows), padded = chi_ceil_div(rows, lda) * lda;
-  size_t a_len = (size_t)(padded * K_CHUNK), edge_len = (size_t)(rows * CHI_PANEL);
-  float *a = chi_scratch((a_len + edge_len + (j->transposed ? (size_t)K_CHUNK * CHI_PANEL : 0)) * sizeof *a);
+  int64_t lda = chi_ceil_div(rows, chi_ceil_div(rows, j->mr)); /* 13 rows go as 7 + 6 */
+  int64_t padded = chi_ceil_div(rows, lda) * lda;
+  /* Few rows: pack all of K at once, so that the weights are one unbroken stream. */
+  int64_t chunk = j->transposed ? K_STEP : A_FLOATS / padded / K_STEP * K_STEP;
+  if (chunk < K_STEP) chunk = K_STEP;
+  chunk = chi_min64(chunk, chi_ceil_div(j->k, K_STEP) * K_STEP);
+  size_t a_len = (size_t)(padded * chunk), edge_len = (size_t)(rows * CHI_PANEL);
+  float *a = chi_scratch((a_len + edge_len + (j->transposed ? (size_t)K_STEP * CHI_PANEL : 0)) * sizeof *a);
   if (a == NULL) {
     atomic_store(&j->failed, 1);
     return;
   }
   float *edge = a + a_len, *turned = edge + edge_len; /* the panel that sticks out of y; a transposed panel */
-  for (int64_t k0 = 0; k0 < j->k; k0 += K_CHUNK) {
-    int64_t kn = chi_min64(K_CHUNK, j->k - k0);
+  for (int64_t k0 = 0; k0 < j->k; k0 += chunk) {
+    int64_t kn = chi_min64(chunk, j->k - k0);
     int64_t kp = j->w->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(kn, 32) * 32 : kn;
     for (int64_t r = 0; r < rows; r += lda) pack_tile(j, a + r * kp, lda, r0 + r, chi_min64(lda, rows - r), k0, kn, kp);
     for (int64_t p = p0; p < p1; p++) {
-      const void *b = turned;
-      if (j->transposed)
-        transpose_panel(j, turned, p, k0, kn);
-      else
-        b = panel_at(j, p, k0);
       bool whole = (p + 1) * CHI_PANEL <= j->n;
       float *c = whole ? j->y + r0 * j->ldy + p * CHI_PANEL : edge;
       int64_t ldc = whole ? j->ldy : CHI_PANEL;
-      run_panel(j, a, lda, rows, b, k0, kn, kp, c, ldc);
+      for (int64_t ks = 0; ks < kn; ks += K_STEP) {
+        int64_t step = chi_min64(K_STEP, kn - ks);
+        if (j->transposed) transpose_panel(j, turned, p, k0, kn);
+        const char *b = j->transposed ? (const char *)turned : panel_at(j, p, k0 + ks);
+        run_panel(j, a, lda, rows, kp, b, k0, ks, step, c, ldc);
+      }
       if (k0 + kn == j->k) finish_panel(j, p, r0, rows, c, ldc);
     }
   }

@@ -6,6 +6,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#include <xmmintrin.h>
+#endif
+
 #include "kernel/table.h"
 
 enum { HUGE_PAGE = 2 << 20, PACK_K = 32 };
@@ -138,6 +143,48 @@ void chi_mat_read(const chi_mat *m, int64_t n0, int64_t count, float *out) {
         out[k] = chi_f32_from_bf16(((const chi_bf16 *)m->data)[base + (size_t)(k * CHI_PANEL + r)]);
       else
         out[k] = chi_f32_from_f16(((const uint16_t *)m->data)[base + (size_t)(k * CHI_PANEL + r)]);
+    }
+  }
+}
+
+/* ---- rows side by side ----------------------------------------------------------------------------------- */
+static void interleave_four(float *out, int64_t lda, const float *const src[4], int64_t k) {
+  int64_t i = 0;
+#if defined(__SSE2__)
+  for (; i + 4 <= k; i += 4) {
+    __m128 a = _mm_loadu_ps(src[0] + i), b = _mm_loadu_ps(src[1] + i);
+    __m128 c = _mm_loadu_ps(src[2] + i), d = _mm_loadu_ps(src[3] + i);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(out + i * lda, a);
+    _mm_storeu_ps(out + (i + 1) * lda, b);
+    _mm_storeu_ps(out + (i + 2) * lda, c);
+    _mm_storeu_ps(out + (i + 3) * lda, d);
+  }
+#endif
+  for (; i < k; i++)
+    for (int r = 0; r < 4; r++) out[i * lda + r] = src[r][i];
+}
+
+void chi_interleave(float *out, int64_t lda, const float *const *rows, int64_t n, int64_t k, bool round) {
+  enum { STEP = 256 };
+  float rounded[4][STEP];
+  for (int64_t k0 = 0; k0 < k; k0 += STEP) {
+    int64_t kn = chi_min64(STEP, k - k0);
+    float *o = out + k0 * lda;
+    for (int64_t r = 0; r < n; r += 4) {
+      const float *src[4];
+      int64_t some = chi_min64(4, n - r);
+      for (int64_t i = 0; i < some; i++) {
+        src[i] = rows[r + i] + k0;
+        if (!round) continue;
+        for (int64_t c = 0; c < kn; c++) rounded[i][c] = chi_round_bf16(src[i][c]);
+        src[i] = rounded[i];
+      }
+      if (some == 4)
+        interleave_four(o + r, lda, src, kn);
+      else
+        for (int64_t i = 0; i < some; i++)
+          for (int64_t c = 0; c < kn; c++) o[c * lda + r + i] = src[i][c];
     }
   }
 }

@@ -119,6 +119,10 @@ static float row_exp_sum(const float *x, float max, float *e, int64_t n) {
   return chi_lane_tree(lanes);
 }
 
+static void row_div(float *x, float s, int64_t n) {
+  for (int64_t i = 0; i < n; i++) x[i] = x[i] / s;
+}
+
 static void row_act(chi_act act, const float *x, const float *u, float *y, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     float v = v_act(act, x[i]);
@@ -141,6 +145,7 @@ const chi_kernel_table chi_kernels_portable = {
     .sqdev = row_sqdev,
     .max = row_max,
     .exp_sum = row_exp_sum,
+    .div = row_div,
     .act = row_act,
     .axpy = row_axpy,
 };

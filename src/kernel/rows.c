@@ -44,12 +44,12 @@ typedef struct rows_args {
 
 /* ---- norms ----------------------------------------------------------------------------------------------- */
 static void rmsnorm_rows(void *ud, int64_t r0, int64_t r1) {
-  const rows_args *a = ud;
+  const rows_args a = *(const rows_args *)ud; /* a copy: stores to y cannot change it, so the loops vectorise */
   for (int64_t r = r0; r < r1; r++) {
-    const float *x = a->x + r * a->ldx;
-    float *y = a->y + r * a->ldy;
-    float inv = 1.0f / sqrtf(chi_kernels->dot(x, x, a->d) / (float)a->d + a->s);
-    for (int64_t i = 0; i < a->d; i++) y[i] = (x[i] * inv) * a->w[i];
+    const float *x = a.x + r * a.ldx;
+    float *y = a.y + r * a.ldy;
+    float inv = 1.0f / sqrtf(chi_kernels->dot(x, x, a.d) / (float)a.d + a.s);
+    for (int64_t i = 0; i < a.d; i++) y[i] = (x[i] * inv) * a.w[i];
   }
 }
 
@@ -59,13 +59,13 @@ void chi_rmsnorm(const float *x, int64_t ldx, float *y, int64_t ldy, int64_t m, 
 }
 
 static void layernorm_rows(void *ud, int64_t r0, int64_t r1) {
-  const rows_args *a = ud;
+  const rows_args a = *(const rows_args *)ud;
   for (int64_t r = r0; r < r1; r++) {
-    const float *x = a->x + r * a->ldx;
-    float *y = a->y + r * a->ldy;
-    float mean = chi_kernels->sum(x, a->d) / (float)a->d;
-    float inv = 1.0f / sqrtf(chi_kernels->sqdev(x, mean, a->d) / (float)a->d + a->s);
-    for (int64_t i = 0; i < a->d; i++) y[i] = ((x[i] - mean) * inv) * a->w[i] + a->b[i];
+    const float *x = a.x + r * a.ldx;
+    float *y = a.y + r * a.ldy;
+    float mean = chi_kernels->sum(x, a.d) / (float)a.d;
+    float inv = 1.0f / sqrtf(chi_kernels->sqdev(x, mean, a.d) / (float)a.d + a.s);
+    for (int64_t i = 0; i < a.d; i++) y[i] = ((x[i] - mean) * inv) * a.w[i] + a.b[i];
   }
 }
 
@@ -89,11 +89,11 @@ void chi_act_rows(chi_act act, const float *x, int64_t ldx, const float *u, int6
 }
 
 static void add_rows(void *ud, int64_t r0, int64_t r1) {
-  const rows_args *a = ud;
+  const rows_args a = *(const rows_args *)ud;
   for (int64_t r = r0; r < r1; r++) {
-    const float *x = a->x + r * a->ldx;
-    float *y = a->y + r * a->ldy;
-    for (int64_t i = 0; i < a->d; i++) y[i] += x[i];
+    const float *x = a.x + r * a.ldx;
+    float *y = a.y + r * a.ldy;
+    for (int64_t i = 0; i < a.d; i++) y[i] += x[i];
   }
 }
 
@@ -113,10 +113,10 @@ void chi_rows_copy(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m
 }
 
 static void scale_rows(void *ud, int64_t r0, int64_t r1) {
-  const rows_args *a = ud;
+  const rows_args a = *(const rows_args *)ud;
   for (int64_t r = r0; r < r1; r++) {
-    float *y = a->y + r * a->ldy;
-    for (int64_t i = 0; i < a->d; i++) y[i] *= a->s;
+    float *y = a.y + r * a.ldy;
+    for (int64_t i = 0; i < a.d; i++) y[i] *= a.s;
   }
 }
 
@@ -136,10 +136,10 @@ void chi_rows_axpy(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m
 }
 
 static void round_rows(void *ud, int64_t r0, int64_t r1) {
-  const rows_args *a = ud;
+  const rows_args a = *(const rows_args *)ud;
   for (int64_t r = r0; r < r1; r++) {
-    float *y = a->y + r * a->ldy;
-    for (int64_t i = 0; i < a->d; i++) y[i] = chi_round_bf16(y[i]);
+    float *y = a.y + r * a.ldy;
+    for (int64_t i = 0; i < a.d; i++) y[i] = chi_round_bf16(y[i]);
   }
 }
 
@@ -165,12 +165,12 @@ typedef struct rope_args {
 } rope_args;
 
 static void rope_rows(void *ud, int64_t r0, int64_t r1) {
-  const rope_args *a = ud;
+  const rope_args a = *(const rope_args *)ud;
   for (int64_t r = r0; r < r1; r++) {
-    const float *c = a->cos_t + (int64_t)a->pos[r] * a->half, *s = a->sin_t + (int64_t)a->pos[r] * a->half;
-    for (int h = 0; h < a->heads; h++) {
-      float *lo = a->x + r * a->ldx + (int64_t)h * a->hd, *hi = lo + a->half;
-      for (int i = 0; i < a->half; i++) {
+    const float *c = a.cos_t + (int64_t)a.pos[r] * a.half, *s = a.sin_t + (int64_t)a.pos[r] * a.half;
+    for (int h = 0; h < a.heads; h++) {
+      float *lo = a.x + r * a.ldx + (int64_t)h * a.hd, *hi = lo + a.half;
+      for (int i = 0; i < a.half; i++) {
         float p = lo[i], q = hi[i];
         lo[i] = p * c[i] - q * s[i];
         hi[i] = q * c[i] + p * s[i];
@@ -211,7 +211,7 @@ void chi_softmax_row(const chi_kernel_table *t, float *x, int64_t n) {
     return;
   }
   float sum = t->exp_sum(x, max, x, n);
-  for (int64_t i = 0; i < n; i++) x[i] = x[i] / sum;
+  t->div(x, sum, n);
 }
 
 void chi_softmax_stats(const float *x, int64_t n, float *max, float *sum) {

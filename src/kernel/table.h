@@ -41,7 +41,8 @@ typedef struct chi_kernel_table {
   float (*sqdev)(const float *x, float mean, int64_t n);   /* sum of (x - mean)^2: 32 lanes of fma, tree */
   float (*max)(const float *x, int64_t n); /* NaNs are passed over; -inf when nothing is left; never -0 */
   float (*exp_sum)(const float *x, float max, float *e,
-                   int64_t n); /* e = exp(x - max) (e may be NULL or x); sum in lanes */
+                   int64_t n);               /* e = exp(x - max) (e may be NULL or x); sum in lanes */
+  void (*div)(float *x, float s, int64_t n); /* x = x / s */
   void (*act)(chi_act act, const float *x, const float *u, float *y, int64_t n); /* u may be NULL; y may be x or u */
   void (*axpy)(float *y, const float *x, float s, int64_t n);                    /* y = fma(s, x, y) */
 } chi_kernel_table;
@@ -57,6 +58,10 @@ extern const chi_kernel_table chi_kernels_avx512;
  * call. NULL when memory is out. Freed when the thread ends. */
 void *chi_scratch(size_t bytes);
 
+/* out[k][lda]: column i of the n rows (k floats each) becomes out[i*lda .. +n); rounded to bf16 on request. This is the
+ * layout of a product tile's first operand. */
+void chi_interleave(float *out, int64_t lda, const float *const *rows, int64_t n, int64_t k, bool round);
+
 /* In place on one row: x = exp(x - max) / sum. All -inf gives zeros; any NaN or +inf gives NaN everywhere. */
 void chi_softmax_row(const chi_kernel_table *t, float *x, int64_t n);
 
@@ -70,11 +75,8 @@ static inline float chi_round_bf16(float x) {
     float f;
     uint32_t u;
   } v = {.f = x};
-  if ((v.u & 0x7fffffffu) > 0x7f800000u) {
-    v.u = (v.u | 0x00400000u) & 0xffff0000u;
-    return v.f;
-  }
-  v.u = (v.u + 0x7fffu + ((v.u >> 16) & 1u)) & 0xffff0000u;
+  uint32_t nan = v.u | 0x00400000u, near = v.u + 0x7fffu + ((v.u >> 16) & 1u);
+  v.u = ((v.u & 0x7fffffffu) > 0x7f800000u ? nan : near) & 0xffff0000u;
   return v.f;
 }
 

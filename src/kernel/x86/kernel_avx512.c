@@ -3,7 +3,8 @@
 #define CHI_LANES 16
 #include "kernel/x86/rows_x86.h"
 
-enum { MR_F32 = 12, MR_BF16 = 6 };
+/* AHEAD: bytes of prefetch. Measured at M = 4, 4096 x 4096 bf16: none 12 GB/s, 2 KB 21, 4 KB 24, 8 KB 39, 16 KB 39-45. */
+enum { MR_F32 = 12, MR_BF16 = 6, AHEAD = 8192 };
 
 /* Apply M to every row index; with `rows` a constant after inlining the dead ones vanish. Named variables rather than
  * arrays, so that every accumulator is a register at any optimisation level. */
@@ -51,9 +52,12 @@ LANE_FN void tile_f32(chi_dtype store, int rows, int64_t k, const float *a, int6
   if (mode == CHI_TILE_CHAIN) {
     ROWS12(LOAD)
   }
+  const int64_t ahead = k == CHI_CHAIN ? AHEAD : 0; /* shorter tiles are attention's: what follows is not theirs */
   for (int64_t i = 0; i < k; i++, a += lda, b += step) {
     __m512 b0, b1;
     load_b(store, b, &b0, &b1);
+    _mm_prefetch(b + ahead, _MM_HINT_T0);
+    if (store == CHI_F32) _mm_prefetch(b + ahead + 64, _MM_HINT_T0);
     ROWS12(STEP)
   }
   if (mode == CHI_TILE_ADD) {
@@ -107,6 +111,8 @@ LANE_FN void tile_bf16(int rows, int64_t k, const float *a, int64_t lda, const c
     ROWS6(PAIR_ZERO)
     for (int p = 0; p < 16; p++, a += 2 * lda) {
       __m512i w0 = _mm512_loadu_si512(b + p * 32), w1 = _mm512_loadu_si512(b + 512 + p * 32);
+      _mm_prefetch((const char *)(b + p * 32) + AHEAD, _MM_HINT_T0);
+      _mm_prefetch((const char *)(b + 512 + p * 32) + AHEAD, _MM_HINT_T0);
       __m512 b0 = even_of(w0), b1 = even_of(w1), b2 = odd_of(w0), b3 = odd_of(w1);
       ROWS6(PAIR_EVEN)
       ROWS6(PAIR_ODD)
@@ -153,9 +159,10 @@ LANE_FN void tile_pair(int rows, int64_t k, const float *a, int64_t lda, const f
     const int64_t step = ldb * (size);                                                                     \
     switch (rows) {                                                                                        \
       F32_CASE(store, 1)                                                                                   \
-      F32_CASE(store, 2) F32_CASE(store, 3) F32_CASE(store, 4) F32_CASE(store, 5) F32_CASE(store, 6)       \
-          F32_CASE(store, 7) F32_CASE(store, 8) F32_CASE(store, 9) F32_CASE(store, 10) F32_CASE(store, 11) \
-              F32_CASE(store, 12)                                                                          \
+      F32_CASE(store, 2)                                                                                   \
+      F32_CASE(store, 3)                                                                                   \
+      F32_CASE(store, 4) F32_CASE(store, 5) F32_CASE(store, 6) F32_CASE(store, 7) F32_CASE(store, 8)       \
+          F32_CASE(store, 9) F32_CASE(store, 10) F32_CASE(store, 11) F32_CASE(store, 12)                   \
     }                                                                                                      \
   }
 F32_TILE(tile_f32_f32, CHI_F32, 4)

@@ -96,6 +96,12 @@ static float row_exp_sum(const float *x, float max, float *e, int64_t n) {
   return chi_lane_tree(lanes);
 }
 
+static void row_div(float *x, float s, int64_t n) {
+  int64_t k = 0;
+  for (; k + CHI_LANES <= n; k += CHI_LANES) v_store(x + k, v_div(v_load(x + k), v_set(s)));
+  for (; k < n; k++) x[k] = x[k] / s;
+}
+
 LANE_FN void act_of(chi_act act, const float *x, const float *u, float *y, int64_t n) {
   int64_t k = 0;
   for (; k + CHI_LANES <= n; k += CHI_LANES) {
@@ -136,5 +142,5 @@ static void row_axpy(float *y, const float *x, float s, int64_t n) {
 }
 
 #define CHI_ROW_FUNCTIONS                                                                                     \
-  .dot = row_dot, .sum = row_sum, .sqdev = row_sqdev, .max = row_max, .exp_sum = row_exp_sum, .act = row_act, \
-  .axpy = row_axpy
+  .dot = row_dot, .sum = row_sum, .sqdev = row_sqdev, .max = row_max, .exp_sum = row_exp_sum, .div = row_div, \
+  .act = row_act, .axpy = row_axpy
