@@ -7,7 +7,8 @@
 static void shape_text(char *buf, size_t cap, int ndim, const int64_t *dim) {
   size_t n = 0;
   buf[0] = 0;
-  for (int i = 0; i < ndim && n < cap; i++) n += (size_t)snprintf(buf + n, cap - n, "%s%lld", i ? "x" : "", (long long)dim[i]);
+  for (int i = 0; i < ndim && n < cap; i++)
+    n += (size_t)snprintf(buf + n, cap - n, "%s%lld", i ? "x" : "", (long long)dim[i]);
 }
 
 const chi_tensor *chi_bind_tensor(chi_binder *b, const char *name, int ndim, const int64_t *dim, chi_err *err) {
@@ -22,14 +23,17 @@ const chi_tensor *chi_bind_tensor(chi_binder *b, const char *name, int ndim, con
     char want[96], found[96];
     shape_text(want, sizeof want, ndim, dim);
     shape_text(found, sizeof found, t->ndim, t->dim);
-    chi_fail(err, CHI_ERR_FORMAT, "%s: tensor '%s' has shape %s; the config asks for %s", b->m->path, name, found, want);
+    chi_fail(err, CHI_ERR_FORMAT, "%s: tensor '%s' has shape %s; the config asks for %s", b->m->path, name, found,
+             want);
     return NULL;
   }
   if (!chi_dtype_is_float(t->dtype)) {
-    chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: tensor '%s' is %s; weights are F32, F16 or BF16", b->m->path, name, chi_dtype_name(t->dtype));
+    chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: tensor '%s' is %s; weights are F32, F16 or BF16", b->m->path, name,
+             chi_dtype_name(t->dtype));
     return NULL;
   }
-  for (size_t i = 0; i < chi_st_count(b->st); i++) /* names are sorted and unique; a linear walk is paid once per load */
+  for (size_t i = 0; i < chi_st_count(b->st);
+       i++) /* names are sorted and unique; a linear walk is paid once per load */
     if (chi_st_at(b->st, i) == t) b->used[i] = 1;
   b->m->params += (int64_t)(t->bytes / chi_dtype_size(t->dtype));
   return t;
@@ -56,7 +60,8 @@ int chi_bind_vec(chi_binder *b, float **out, int64_t n, chi_err *err, const char
   return rc ? rc : vec(b, out, n, name, err);
 }
 
-int chi_bind_linear(chi_binder *b, chi_linear *out, int64_t n, int64_t k, bool want_bias, chi_err *err, const char *fmt, ...) {
+int chi_bind_linear(chi_binder *b, chi_linear *out, int64_t n, int64_t k, bool want_bias, chi_err *err, const char *fmt,
+                    ...) {
   char base[256], name[288];
   va_list ap;
   va_start(ap, fmt);
@@ -78,7 +83,8 @@ int chi_bind_linear(chi_binder *b, chi_linear *out, int64_t n, int64_t k, bool w
   return vec(b, &out->bias, n, name, err);
 }
 
-int chi_bind_prefix(const chi_binder *b, const char **out, const char *const *prefixes, const char *suffix, chi_err *err) {
+int chi_bind_prefix(const chi_binder *b, const char **out, const char *const *prefixes, const char *suffix,
+                    chi_err *err) {
   char name[256];
   chi_str tried = {0};
   for (; *prefixes; prefixes++) {

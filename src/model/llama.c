@@ -5,17 +5,26 @@
 #include "model/model.h"
 
 static int act_of(chi_act *out, const char *name, const char *where, const char *key, chi_err *err) {
-  static const struct { const char *name; chi_act act; } kActs[] = {
-      {"silu", CHI_ACT_SILU}, {"gelu", CHI_ACT_GELU_ERF}, {"gelu_new", CHI_ACT_GELU_TANH}, {"gelu_pytorch_tanh", CHI_ACT_GELU_TANH},
-      {"quick_gelu", CHI_ACT_QUICK_GELU}, {"relu", CHI_ACT_RELU}};
+  static const struct {
+    const char *name;
+    chi_act act;
+  } kActs[] = {{"silu", CHI_ACT_SILU},
+               {"gelu", CHI_ACT_GELU_ERF},
+               {"gelu_new", CHI_ACT_GELU_TANH},
+               {"gelu_pytorch_tanh", CHI_ACT_GELU_TANH},
+               {"quick_gelu", CHI_ACT_QUICK_GELU},
+               {"relu", CHI_ACT_RELU}};
   for (size_t i = 0; i < sizeof kActs / sizeof *kActs; i++)
     if (chi_streq(kActs[i].name, name)) {
       *out = kActs[i].act;
       return 0;
     }
-  return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: %s is '%s'; known are silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu", where, key, name);
+  return chi_fail(err, CHI_ERR_UNSUPPORTED,
+                  "%s: %s is '%s'; known are silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu", where, key,
+                  name);
 }
-int chi_config_act(chi_act *out, const json_t *obj, const char *key, const char *fallback, const char *where, chi_err *err) {
+int chi_config_act(chi_act *out, const json_t *obj, const char *key, const char *fallback, const char *where,
+                   chi_err *err) {
   const char *name = fallback;
   int rc = chi_json_str_opt(&name, obj, key, where, err);
   return rc ? rc : act_of(out, name, where, key, err);
@@ -36,8 +45,10 @@ static int rope_config(chi_block_spec *s, const json_t *text, const char *where,
     CHI_TRY(chi_json_str_opt(&type, r, "type", where, err));
     CHI_TRY(chi_json_str_opt(&type, r, "rope_type", where, err));
     CHI_TRY(chi_json_f64_opt(&partial, r, "partial_rotary_factor", where, err));
-    if (chi_streq(type, "linear")) CHI_TRY(chi_json_f64_opt(&s->rope_linear, r, "factor", where, err));
-    else if (!chi_streq(type, "default")) return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: rope type '%s'; known are default and linear", where, type);
+    if (chi_streq(type, "linear"))
+      CHI_TRY(chi_json_f64_opt(&s->rope_linear, r, "factor", where, err));
+    else if (!chi_streq(type, "default"))
+      return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: rope type '%s'; known are default and linear", where, type);
   }
   CHI_TRY(chi_json_f64_opt(&partial, text, "partial_rotary_factor", where, err));
   if (!(s->rope_theta > 0.0) || !(s->rope_linear > 0.0) || !(partial > 0.0) || partial > 1.0)
@@ -50,7 +61,8 @@ out:
 int chi_llama_config(chi_model *m, const json_t *text, const char *where, chi_err *err) {
   int rc = 0;
   chi_block_spec *s = &m->net.decoder.spec;
-  int64_t d = 4096, layers = 32, heads = 32, kv = 0, hd = 0, ffn = 11008, vocab = 32000, ctx = 2048; /* transformers' defaults */
+  int64_t d = 4096, layers = 32, heads = 32, kv = 0, hd = 0, ffn = 11008, vocab = 32000,
+          ctx = 2048; /* transformers' defaults */
   double eps = 1e-6;
   bool bias = false, mlp_bias = false;
   CHI_TRY(chi_json_i64_opt(&d, text, "hidden_size", 1, 65536, where, err));
@@ -67,16 +79,26 @@ int chi_llama_config(chi_model *m, const json_t *text, const char *where, chi_er
   if (kv == 0) kv = heads;
   if (hd == 0) hd = d / heads;
   if (heads % kv != 0 || hd * heads > 65536 * 4)
-    return chi_fail(err, CHI_ERR_FORMAT, "%s: %lld attention heads cannot share %lld key/value heads", where, (long long)heads, (long long)kv);
-  *s = (chi_block_spec){.layers = (int32_t)layers, .d = (int32_t)d, .heads = (int32_t)heads, .kv_heads = (int32_t)kv, .head_dim = (int32_t)hd,
-                        .ffn = (int32_t)ffn, .norm = CHI_NORM_RMS, .eps = (float)eps, .causal = true, .gated = true};
+    return chi_fail(err, CHI_ERR_FORMAT, "%s: %lld attention heads cannot share %lld key/value heads", where,
+                    (long long)heads, (long long)kv);
+  *s = (chi_block_spec){.layers = (int32_t)layers,
+                        .d = (int32_t)d,
+                        .heads = (int32_t)heads,
+                        .kv_heads = (int32_t)kv,
+                        .head_dim = (int32_t)hd,
+                        .ffn = (int32_t)ffn,
+                        .norm = CHI_NORM_RMS,
+                        .eps = (float)eps,
+                        .causal = true,
+                        .gated = true};
   s->attn_scale = (float)chi_pow64((double)hd, -0.5);
   m->net.decoder.vocab = (int32_t)vocab;
   m->net.decoder.rope.n = (int32_t)(ctx < 131072 ? ctx : 131072);
   CHI_TRY(chi_config_act(&s->act, text, "hidden_act", "silu", where, err));
   CHI_TRY(rope_config(s, text, where, err));
   if (json_is_object(json_object_get(text, "quantization_config")))
-    return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: quantization_config is set; quantised Hugging Face weights are not read", where);
+    return chi_fail(err, CHI_ERR_UNSUPPORTED,
+                    "%s: quantization_config is set; quantised Hugging Face weights are not read", where);
 out:
   return rc;
 }
@@ -128,7 +150,9 @@ int chi_llama_weights(chi_model *m, chi_binder *b, const char *base, const char 
   CHI_TRY(chi_bind_vec(b, &d->final.w, s->d, err, "%snorm.weight", base));
   snprintf(name, sizeof name, "%s.weight", head);
   if (tied || !chi_st_find(b->st, name)) {
-    if (!tied) return chi_fail(err, CHI_ERR_FORMAT, "%s: tensor '%s' is missing and tie_word_embeddings is false", m->path, name);
+    if (!tied)
+      return chi_fail(err, CHI_ERR_FORMAT, "%s: tensor '%s' is missing and tie_word_embeddings is false", m->path,
+                      name);
     CHI_TRY(chi_mat_pack(&d->head.w, e->data, e->dtype, d->vocab, s->d, s->d, m->net.compute, err));
   } else {
     CHI_TRY(chi_bind_linear(b, &d->head, d->vocab, s->d, false, err, "%s", head));

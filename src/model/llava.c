@@ -9,10 +9,12 @@ static int vision_config(chi_model *m, const json_t *c, chi_err *err) {
   int rc = 0;
   const char *where = "config.json: vision_config", *type = "clip_vision_model";
   chi_vision *v = &m->net.vision;
-  int64_t d = 768, ffn = 3072, layers = 12, heads = 12, image = 224, patch = 32, chans = 3; /* CLIPVisionConfig's defaults */
+  int64_t d = 768, ffn = 3072, layers = 12, heads = 12, image = 224, patch = 32,
+          chans = 3; /* CLIPVisionConfig's defaults */
   double eps = 1e-5;
   CHI_TRY(chi_json_str_opt(&type, c, "model_type", where, err));
-  if (!chi_streq(type, "clip_vision_model")) return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: model_type is '%s'; known is clip_vision_model", where, type);
+  if (!chi_streq(type, "clip_vision_model"))
+    return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: model_type is '%s'; known is clip_vision_model", where, type);
   CHI_TRY(chi_json_i64_opt(&d, c, "hidden_size", 1, 65536, where, err));
   CHI_TRY(chi_json_i64_opt(&ffn, c, "intermediate_size", 1, 1 << 20, where, err));
   CHI_TRY(chi_json_i64_opt(&layers, c, "num_hidden_layers", 1, 1024, where, err));
@@ -21,10 +23,20 @@ static int vision_config(chi_model *m, const json_t *c, chi_err *err) {
   CHI_TRY(chi_json_i64_opt(&patch, c, "patch_size", 1, 4096, where, err));
   CHI_TRY(chi_json_i64_opt(&chans, c, "num_channels", 3, 3, where, err));
   CHI_TRY(chi_json_f64_opt(&eps, c, "layer_norm_eps", where, err));
-  if (d % heads != 0) return chi_fail(err, CHI_ERR_FORMAT, "%s: hidden_size %lld is not a multiple of %lld heads", where, (long long)d, (long long)heads);
-  if (patch > image) return chi_fail(err, CHI_ERR_FORMAT, "%s: patch_size %lld is larger than image_size %lld", where, (long long)patch, (long long)image);
-  v->spec = (chi_block_spec){.layers = (int32_t)layers, .d = (int32_t)d, .heads = (int32_t)heads, .kv_heads = (int32_t)heads,
-                             .head_dim = (int32_t)(d / heads), .ffn = (int32_t)ffn, .norm = CHI_NORM_LAYER, .eps = (float)eps};
+  if (d % heads != 0)
+    return chi_fail(err, CHI_ERR_FORMAT, "%s: hidden_size %lld is not a multiple of %lld heads", where, (long long)d,
+                    (long long)heads);
+  if (patch > image)
+    return chi_fail(err, CHI_ERR_FORMAT, "%s: patch_size %lld is larger than image_size %lld", where, (long long)patch,
+                    (long long)image);
+  v->spec = (chi_block_spec){.layers = (int32_t)layers,
+                             .d = (int32_t)d,
+                             .heads = (int32_t)heads,
+                             .kv_heads = (int32_t)heads,
+                             .head_dim = (int32_t)(d / heads),
+                             .ffn = (int32_t)ffn,
+                             .norm = CHI_NORM_LAYER,
+                             .eps = (float)eps};
   v->spec.attn_scale = (float)chi_pow64((double)(d / heads), -0.5);
   CHI_TRY(chi_config_act(&v->spec.act, c, "hidden_act", "quick_gelu", where, err));
   v->image_h = v->image_w = (int32_t)image;
@@ -42,13 +54,16 @@ static int feature_config(chi_model *m, const json_t *config, chi_err *err) {
   chi_vision *v = &m->net.vision;
   const json_t *f = json_object_get(config, "vision_feature_layer");
   size_t n = json_is_array(f) ? json_array_size(f) : 1;
-  if (n < 1 || n > CHI_MAX_FEATURES) return chi_fail(err, CHI_ERR_UNSUPPORTED, "config.json: vision_feature_layer lists %zu layers; 1 to %d are read", n, CHI_MAX_FEATURES);
+  if (n < 1 || n > CHI_MAX_FEATURES)
+    return chi_fail(err, CHI_ERR_UNSUPPORTED, "config.json: vision_feature_layer lists %zu layers; 1 to %d are read", n,
+                    CHI_MAX_FEATURES);
   int32_t states = v->spec.layers + 1, deepest = 0;
   for (size_t i = 0; i < n; i++) {
     const json_t *e = json_is_array(f) ? json_array_get(f, i) : f;
     json_int_t k = json_is_integer(e) ? json_integer_value(e) : -2;
     if ((e && !json_is_null(e) && !json_is_integer(e)) || k >= states || k < -states)
-      return chi_fail(err, CHI_ERR_FORMAT, "config.json: vision_feature_layer must be within %d..%d", -states, states - 1);
+      return chi_fail(err, CHI_ERR_FORMAT, "config.json: vision_feature_layer must be within %d..%d", -states,
+                      states - 1);
     v->feature[i] = (int32_t)(k < 0 ? k + states : k);
     if (v->feature[i] > deepest) deepest = v->feature[i];
   }
@@ -58,7 +73,8 @@ static int feature_config(chi_model *m, const json_t *config, chi_err *err) {
   int rc = chi_json_str_opt(&select, config, "vision_feature_select_strategy", "config.json", err);
   if (rc) return rc;
   if (!chi_streq(select, "default") && !chi_streq(select, "full"))
-    return chi_fail(err, CHI_ERR_UNSUPPORTED, "config.json: vision_feature_select_strategy is '%s'; known are default and full", select);
+    return chi_fail(err, CHI_ERR_UNSUPPORTED,
+                    "config.json: vision_feature_select_strategy is '%s'; known are default and full", select);
   v->select = chi_streq(select, "default") ? 1 : 0;
   return 0;
 }
@@ -71,7 +87,8 @@ static int vision_weights(chi_model *m, chi_binder *b, const char *base, chi_err
   char name[256];
   v->block = chi_calloc((size_t)s->layers + 1, sizeof *v->block, err);
   if (!v->block) return CHI_ERR_MEMORY;
-  CHI_TRY(chi_bind_linear(b, &v->patch_embed, d, 3 * (int64_t)v->patch * v->patch, false, err, "%sembeddings.patch_embedding", base));
+  CHI_TRY(chi_bind_linear(b, &v->patch_embed, d, 3 * (int64_t)v->patch * v->patch, false, err,
+                          "%sembeddings.patch_embedding", base));
   CHI_TRY(chi_bind_vec(b, &v->cls, d, err, "%sembeddings.class_embedding", base));
   snprintf(name, sizeof name, "%sembeddings.position_embedding.weight", base);
   const chi_tensor *pos = chi_bind_tensor(b, name, 2, (int64_t[]){v->rows, d}, err);
@@ -105,9 +122,11 @@ int chi_family_llava(chi_model *m, const json_t *config, chi_binder *b, chi_err 
   int64_t image_token = 32000;
   const char *base = NULL, *vis = NULL, *proj = NULL, *head = NULL, *type = "llama";
   const json_t *text = json_object_get(config, "text_config"), *vc = json_object_get(config, "vision_config");
-  if (!json_is_object(text) || !json_is_object(vc)) return chi_fail(err, CHI_ERR_FORMAT, "config.json: text_config and vision_config must be objects");
+  if (!json_is_object(text) || !json_is_object(vc))
+    return chi_fail(err, CHI_ERR_FORMAT, "config.json: text_config and vision_config must be objects");
   CHI_TRY(chi_json_str_opt(&type, text, "model_type", "config.json: text_config", err));
-  if (!chi_streq(type, "llama")) return chi_fail(err, CHI_ERR_UNSUPPORTED, "config.json: text_config: model_type is '%s'; known is llama", type);
+  if (!chi_streq(type, "llama"))
+    return chi_fail(err, CHI_ERR_UNSUPPORTED, "config.json: text_config: model_type is '%s'; known is llama", type);
   CHI_TRY(chi_llama_config(m, text, "config.json: text_config", err));
   CHI_TRY(vision_config(m, vc, err));
   CHI_TRY(feature_config(m, config, err));
@@ -117,10 +136,16 @@ int chi_family_llava(chi_model *m, const json_t *config, chi_binder *b, chi_err 
   CHI_TRY(chi_json_i64_opt(&image_token, config, "image_token_id", 0, INT32_MAX, "config.json", err));
   CHI_TRY(chi_json_bool_opt(&tied, config, "tie_word_embeddings", "config.json", err));
   CHI_TRY(chi_json_bool_opt(&text_tied, text, "tie_word_embeddings", "config.json: text_config", err));
-  CHI_TRY(chi_bind_prefix(b, &base, (const char *const[]){"language_model.model.", "model.language_model.", "language_model.", NULL}, "embed_tokens.weight", err));
-  CHI_TRY(chi_bind_prefix(b, &vis, (const char *const[]){"vision_tower.vision_model.", "vision_tower.", "model.vision_tower.vision_model.", "model.vision_tower.", NULL},
+  CHI_TRY(chi_bind_prefix(
+      b, &base, (const char *const[]){"language_model.model.", "model.language_model.", "language_model.", NULL},
+      "embed_tokens.weight", err));
+  CHI_TRY(chi_bind_prefix(b, &vis,
+                          (const char *const[]){"vision_tower.vision_model.", "vision_tower.",
+                                                "model.vision_tower.vision_model.", "model.vision_tower.", NULL},
                           "embeddings.class_embedding", err));
-  CHI_TRY(chi_bind_prefix(b, &proj, (const char *const[]){"multi_modal_projector.", "model.multi_modal_projector.", NULL}, "linear_1.weight", err));
+  CHI_TRY(chi_bind_prefix(b, &proj,
+                          (const char *const[]){"multi_modal_projector.", "model.multi_modal_projector.", NULL},
+                          "linear_1.weight", err));
   head = chi_st_find(b->st, "language_model.lm_head.weight") ? "language_model.lm_head" : "lm_head";
   net->has_vision = true;
   CHI_TRY(vision_weights(m, b, vis, err));

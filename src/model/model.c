@@ -4,7 +4,10 @@
 #include <string.h>
 
 typedef int (*family_fn)(chi_model *m, const json_t *config, chi_binder *b, chi_err *err);
-static const struct { const char *name, *type, *doc; family_fn open; } kFamilies[] = {
+static const struct {
+  const char *name, *type, *doc;
+  family_fn open;
+} kFamilies[] = {
 #define CHI_FAMILY(sym, type, doc) {#sym, type, doc, chi_family_##sym},
 #include "model/models.def"
 #undef CHI_FAMILY
@@ -25,7 +28,8 @@ static int find_family(chi_model *m, const json_t *config, family_fn *open, chi_
     }
     chi_str_addf(&known, "%s%s", i ? ", " : "", kFamilies[i].type);
   }
-  rc = chi_fail(err, CHI_ERR_UNSUPPORTED, "%s/config.json: model_type is '%s'; known are %s", m->path, type ? type : "(absent)", known.s);
+  rc = chi_fail(err, CHI_ERR_UNSUPPORTED, "%s/config.json: model_type is '%s'; known are %s", m->path,
+                type ? type : "(absent)", known.s);
   chi_str_free(&known);
   return rc;
 }
@@ -35,10 +39,14 @@ static int64_t decoder_params(const json_t *config) {
   const json_t *t = json_object_get(config, "text_config");
   if (!json_is_object(t)) t = config;
   int64_t d = 4096, l = 32, f = 11008, v = 32000;
-  const struct { const char *key; int64_t *to; } keys[] = {{"hidden_size", &d}, {"num_hidden_layers", &l}, {"intermediate_size", &f}, {"vocab_size", &v}};
+  const struct {
+    const char *key;
+    int64_t *to;
+  } keys[] = {{"hidden_size", &d}, {"num_hidden_layers", &l}, {"intermediate_size", &f}, {"vocab_size", &v}};
   for (size_t i = 0; i < 4; i++) {
     const json_t *x = json_object_get(t, keys[i].key);
-    if (json_is_integer(x) && json_integer_value(x) > 0 && json_integer_value(x) < (1 << 24)) *keys[i].to = json_integer_value(x);
+    if (json_is_integer(x) && json_integer_value(x) > 0 && json_integer_value(x) < (1 << 24))
+      *keys[i].to = json_integer_value(x);
   }
   return l * (4 * d * d + 3 * d * f) + 2 * v * d;
 }
@@ -70,10 +78,11 @@ static int open_text_and_image(chi_model *m, const char *dir, const json_t *conf
   CHI_TRY(chi_path_join(path, sizeof path, dir, "preprocessor_config.json", err));
   if (!chi_file_exists(path)) CHI_TRY(chi_path_join(path, sizeof path, dir, "processor_config.json", err));
   CHI_TRY(chi_preproc_load(&m->pre, path, err));
-  int w = m->pre.do_center_crop ? m->pre.crop_w : m->pre.resize_w, h = m->pre.do_center_crop ? m->pre.crop_h : m->pre.resize_h;
+  int w = m->pre.do_center_crop ? m->pre.crop_w : m->pre.resize_w,
+      h = m->pre.do_center_crop ? m->pre.crop_h : m->pre.resize_h;
   if (w != m->net.vision.image_w || h != m->net.vision.image_h)
-    return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: preprocessing gives %dx%d pictures; the vision tower reads %dx%d", path, w, h, m->net.vision.image_w,
-                    m->net.vision.image_h);
+    return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: preprocessing gives %dx%d pictures; the vision tower reads %dx%d",
+                    path, w, h, m->net.vision.image_w, m->net.vision.image_h);
 out:
   return rc;
 }
@@ -103,13 +112,16 @@ int chi_model_open(chi_model **out, const char *path, chi_dtype_choice dtype, ch
   chi_net_shape(&m->net);
   CHI_TRY(open_text_and_image(m, path, config, err));
   if (dtype == CHI_DTYPE_AUTO && big)
-    chi_log(CHI_LOG_INFO, "computing in bf16 (%.1f billion parameters); --dtype f32 is exact and slower%s", (double)params / 1e9,
+    chi_log(CHI_LOG_INFO, "computing in bf16 (%.1f billion parameters); --dtype f32 is exact and slower%s",
+            (double)params / 1e9,
             m->stored == CHI_F16 ? "; the checkpoint is f16, probabilities may differ in the third digit" : "");
 out:
   chi_free(b.used);
   json_decref(config);
-  if (rc) chi_model_free(m);
-  else *out = m;
+  if (rc)
+    chi_model_free(m);
+  else
+    *out = m;
   return rc;
 }
 

@@ -41,21 +41,25 @@ static int make_rows(chi_prompt *p, const chi_model *m, size_t q0, size_t q1, bo
   for (size_t i = 0; i < t.n; i++)
     if (t.id[i] == m->image_token) n_images++, image_at = i;
   if (picture && n_images != 1) {
-    rc = chi_fail(err, CHI_ERR_ARG, "the prompt holds %zu '%s'; one picture needs exactly one", n_images, m->image_text);
+    rc =
+        chi_fail(err, CHI_ERR_ARG, "the prompt holds %zu '%s'; one picture needs exactly one", n_images, m->image_text);
     goto out;
   }
   if (!picture && n_images) {
     rc = chi_fail(err, CHI_ERR_ARG, "the prompt holds '%s' but no picture was given", m->image_text);
     goto out;
   }
-  if (p->words_len) CHI_TRY(chi_span_tokens(&first, &last, &p->span_grown, &t, p->text, (chi_span){p->words_at, p->words_at + p->words_len}, err));
+  if (p->words_len)
+    CHI_TRY(chi_span_tokens(&first, &last, &p->span_grown, &t, p->text,
+                            (chi_span){p->words_at, p->words_at + p->words_len}, err));
   int32_t patch_rows = picture ? m->net.shape.n_image_rows : 0, extra = picture ? patch_rows - 1 : 0;
   if (t.n > (size_t)INT32_MAX / 2) return chi_fail(err, CHI_ERR_ARG, "the prompt is too long");
   p->n_rows = (int32_t)t.n + extra;
   p->image_row = picture ? (int32_t)image_at : -1;
   p->n_image = patch_rows;
   if (p->n_rows > m->net.shape.stack[CHI_DECODER].rows) {
-    rc = chi_fail(err, CHI_ERR_ARG, "the prompt has %d rows; the model's context holds %d: shorten the question", p->n_rows, m->net.shape.stack[CHI_DECODER].rows);
+    rc = chi_fail(err, CHI_ERR_ARG, "the prompt has %d rows; the model's context holds %d: shorten the question",
+                  p->n_rows, m->net.shape.stack[CHI_DECODER].rows);
     goto out;
   }
   if (p->n_rows == 0) {
@@ -69,12 +73,17 @@ static int make_rows(chi_prompt *p, const chi_model *m, size_t q0, size_t q1, bo
     goto out;
   }
   for (size_t i = 0, r = 0; i < t.n; i++) {
-    bool img = picture && i == image_at, in_q = t.end[i] > (int32_t)q0 && t.begin[i] < (int32_t)q1 && t.end[i] > t.begin[i];
+    bool img = picture && i == image_at,
+         in_q = t.end[i] > (int32_t)q0 && t.begin[i] < (int32_t)q1 && t.end[i] > t.begin[i];
     bool in_c = p->words_len && i >= first && i < last;
     if (p->words_len && i == first) p->span_lo = (int32_t)r;
     for (int32_t k = 0; k < (img ? patch_rows : 1); k++, r++) {
       p->tokens[r] = t.id[i];
-      p->role[r] = img ? CHI_ROLE_IMAGE : i == 0 && t.id[i] == chi_token_bos(m->tok) ? CHI_ROLE_BOS : in_c ? CHI_ROLE_CONSTRAINT : in_q ? CHI_ROLE_TEXT : CHI_ROLE_TEMPLATE;
+      p->role[r] = img                                          ? CHI_ROLE_IMAGE
+                   : i == 0 && t.id[i] == chi_token_bos(m->tok) ? CHI_ROLE_BOS
+                   : in_c                                       ? CHI_ROLE_CONSTRAINT
+                   : in_q                                       ? CHI_ROLE_TEXT
+                                                                : CHI_ROLE_TEMPLATE;
     }
     if (p->words_len && i + 1 == last) p->span_hi = (int32_t)r;
   }
@@ -116,10 +125,16 @@ int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts 
     rc = chi_fail(err, CHI_ERR_ARG, "the question is empty");
     goto out;
   }
-  if (o->raw && !o->need_constraint) CHI_TRY((plain = dup_n(o->question, strlen(o->question), err)) ? 0 : CHI_ERR_MEMORY);
-  else CHI_TRY(chi_constraint_parse(&plain, &spans, &n_spans, o->question, err));
+  if (o->raw && !o->need_constraint)
+    CHI_TRY((plain = dup_n(o->question, strlen(o->question), err)) ? 0 : CHI_ERR_MEMORY);
+  else
+    CHI_TRY(chi_constraint_parse(&plain, &spans, &n_spans, o->question, err));
   if (o->need_constraint && n_spans != 1) {
-    rc = chi_fail(err, CHI_ERR_ARG, n_spans ? "the question brackets %zu spans; one constraint is traced at a time" : "the question brackets %zu spans: put [ ] around the words of the constraint, as in \"What is the capital of [this country]?\"", n_spans);
+    rc = chi_fail(err, CHI_ERR_ARG,
+                  n_spans ? "the question brackets %zu spans; one constraint is traced at a time"
+                          : "the question brackets %zu spans: put [ ] around the words of the constraint, as in \"What "
+                            "is the capital of [this country]?\"",
+                  n_spans);
     goto out;
   }
   if (o->raw) {
@@ -138,8 +153,10 @@ int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts 
 out:
   chi_free(plain);
   chi_free(spans);
-  if (rc) chi_prompt_free(p);
-  else *out = p;
+  if (rc)
+    chi_prompt_free(p);
+  else
+    *out = p;
   return rc;
 }
 
@@ -169,8 +186,10 @@ int chi_prompt_replace(chi_prompt **out, const chi_model *m, const chi_prompt *p
   }
 out:
   chi_str_free(&s);
-  if (rc) chi_prompt_free(n);
-  else *out = n;
+  if (rc)
+    chi_prompt_free(n);
+  else
+    *out = n;
   return rc;
 }
 

@@ -2,8 +2,10 @@
 #include "nn/nn.h"
 
 void chi_norm_rows(const chi_block_spec *s, const chi_norm *n, const float *x, float *y, int64_t m, int64_t d) {
-  if (s->norm == CHI_NORM_RMS) chi_rmsnorm(x, d, y, d, m, d, n->w, s->eps);
-  else chi_layernorm(x, d, y, d, m, d, n->w, n->b, s->eps);
+  if (s->norm == CHI_NORM_RMS)
+    chi_rmsnorm(x, d, y, d, m, d, n->w, s->eps);
+  else
+    chi_layernorm(x, d, y, d, m, d, n->w, n->b, s->eps);
 }
 
 static int linear(const chi_linear *l, const float *x, float *y, int64_t m, chi_err *err) {
@@ -34,13 +36,14 @@ void chi_block_round(const chi_block_spec *s, const chi_block *w, float *q, floa
   chi_rows_round_bf16(v, nk, m, nk);
 }
 
-int chi_block_o(const chi_block *w, const chi_block_spec *s, const float *mix, float *attn_out, int64_t m, chi_err *err) {
+int chi_block_o(const chi_block *w, const chi_block_spec *s, const float *mix, float *attn_out, int64_t m,
+                chi_err *err) {
   (void)s;
   return linear(&w->o, mix, attn_out, m, err);
 }
 
-int chi_block_act(const chi_block_spec *s, const chi_block *w, const float *x, int64_t m, float *h, float *g, float *act,
-                  chi_err *err) {
+int chi_block_act(const chi_block_spec *s, const chi_block *w, const float *x, int64_t m, float *h, float *g,
+                  float *act, chi_err *err) {
   int rc = 0;
   chi_norm_rows(s, s->parallel ? &w->norm1 : &w->norm2, x, h, m, s->d);
   CHI_TRY(linear(&w->up, h, act, m, err));
@@ -54,7 +57,8 @@ out:
   return rc;
 }
 
-int chi_block_down(const chi_block_spec *s, const chi_block *w, const float *act, float *mlp_out, int64_t m, chi_err *err) {
+int chi_block_down(const chi_block_spec *s, const chi_block *w, const float *act, float *mlp_out, int64_t m,
+                   chi_err *err) {
   (void)s;
   return linear(&w->down, act, mlp_out, m, err);
 }

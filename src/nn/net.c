@@ -6,8 +6,15 @@
 #include "image/image.h"
 
 static chi_stack_shape block_shape(const chi_block_spec *s, int32_t rows) {
-  return (chi_stack_shape){.layers = s->layers, .d = s->d, .heads = s->heads, .kv_heads = s->kv_heads,
-                           .head_dim = s->head_dim, .ffn = s->ffn, .rows = rows, .causal = s->causal, .present = true};
+  return (chi_stack_shape){.layers = s->layers,
+                           .d = s->d,
+                           .heads = s->heads,
+                           .kv_heads = s->kv_heads,
+                           .head_dim = s->head_dim,
+                           .ffn = s->ffn,
+                           .rows = rows,
+                           .causal = s->causal,
+                           .present = true};
 }
 
 void chi_net_shape(chi_net *net) {
@@ -19,8 +26,11 @@ void chi_net_shape(chi_net *net) {
   s->stack[CHI_VISION] = block_shape(&net->vision.spec, net->vision.rows);
   s->n_image_rows = net->vision.rows - net->vision.select;
   s->vision_select = net->vision.select;
-  s->stack[CHI_PROJECTOR] = (chi_stack_shape){.layers = 1, .d = net->decoder.spec.d, .ffn = (int32_t)net->projector.l1.w.n,
-                                              .rows = s->n_image_rows, .present = true};
+  s->stack[CHI_PROJECTOR] = (chi_stack_shape){.layers = 1,
+                                              .d = net->decoder.spec.d,
+                                              .ffn = (int32_t)net->projector.l1.w.n,
+                                              .rows = s->n_image_rows,
+                                              .present = true};
 }
 
 static void free_blocks(chi_block *b, int32_t n) {
@@ -72,8 +82,10 @@ out:
 
 void chi_net_vision_pre(const chi_net *net, const float *x, float *y, int64_t m) {
   const chi_vision *v = &net->vision;
-  if (v->pre.w) chi_norm_rows(&v->spec, &v->pre, x, y, m, v->spec.d);
-  else memcpy(y, x, (size_t)m * (size_t)v->spec.d * sizeof *y);
+  if (v->pre.w)
+    chi_norm_rows(&v->spec, &v->pre, x, y, m, v->spec.d);
+  else
+    memcpy(y, x, (size_t)m * (size_t)v->spec.d * sizeof *y);
 }
 
 int chi_net_project_act(const chi_net *net, const float *x, float *act, int64_t m, chi_err *err) {

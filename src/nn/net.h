@@ -9,27 +9,30 @@
 
 /* Vision tower: patch embedding (+ class row) + learned positions, pre-norm, layers; features are residual states. */
 typedef struct chi_vision {
-  chi_block_spec spec;      /* spec.layers: as many as the deepest feature needs */
+  chi_block_spec spec; /* spec.layers: as many as the deepest feature needs */
   int32_t image_h, image_w, patch, grid_h, grid_w;
-  int32_t rows;             /* class row (if any) + grid_h * grid_w */
+  int32_t rows; /* class row (if any) + grid_h * grid_w */
   bool has_cls;
-  chi_linear patch_embed;   /* [d][3*patch*patch] */
-  float *cls;               /* [d] or NULL */
-  float *pos;               /* [rows][d] */
-  chi_norm pre;             /* w NULL = none */
-  chi_block *block;         /* [spec.layers] */
-  int32_t n_features;       /* >= 1: states that are concatenated for the projector */
+  chi_linear patch_embed;            /* [d][3*patch*patch] */
+  float *cls;                        /* [d] or NULL */
+  float *pos;                        /* [rows][d] */
+  chi_norm pre;                      /* w NULL = none */
+  chi_block *block;                  /* [spec.layers] */
+  int32_t n_features;                /* >= 1: states that are concatenated for the projector */
   int32_t feature[CHI_MAX_FEATURES]; /* state after this many layers: 0 = pre-norm's output */
-  int32_t select;           /* first row taken: 1 drops the class row ('default'), 0 keeps it ('full') */
+  int32_t select;                    /* first row taken: 1 drops the class row ('default'), 0 keeps it ('full') */
 } chi_vision;
 
-typedef struct chi_projector { chi_linear l1, l2; chi_act act; } chi_projector;
+typedef struct chi_projector {
+  chi_linear l1, l2;
+  chi_act act;
+} chi_projector;
 
 typedef struct chi_decoder {
   chi_block_spec spec;
-  const void *embed;        /* [vocab][d], borrowed from the checkpoint's map */
+  const void *embed; /* [vocab][d], borrowed from the checkpoint's map */
   chi_dtype embed_dtype;
-  int32_t vocab;            /* rows of embed and of the head */
+  int32_t vocab; /* rows of embed and of the head */
   chi_block *block;
   chi_norm final;
   chi_linear head;

@@ -8,20 +8,25 @@
 
 typedef enum chi_norm_kind { CHI_NORM_RMS, CHI_NORM_LAYER } chi_norm_kind;
 
-typedef struct chi_norm { float *w, *b; /* [d]; b NULL for RMS */ } chi_norm;
-typedef struct chi_linear { chi_mat w; float *bias; /* [n] or NULL */ } chi_linear;
+typedef struct chi_norm {
+  float *w, *b; /* [d]; b NULL for RMS */
+} chi_norm;
+typedef struct chi_linear {
+  chi_mat w;
+  float *bias; /* [n] or NULL */
+} chi_linear;
 
 /* Everything that tells one family's block from another's. */
 typedef struct chi_block_spec {
-  int32_t layers;            /* layers that are run (vision: up to the feature layer) */
+  int32_t layers; /* layers that are run (vision: up to the feature layer) */
   int32_t d, heads, kv_heads, head_dim, ffn;
   chi_norm_kind norm;
   float eps;
   bool causal;
-  bool parallel;             /* x + attn(norm1 x) + mlp(norm1 x); norm2 unused */
-  bool gated;                /* act(gate) * up */
+  bool parallel; /* x + attn(norm1 x) + mlp(norm1 x); norm2 unused */
+  bool gated;    /* act(gate) * up */
   chi_act act;
-  int32_t rope_half;         /* rotated dims / 2 of each head; 0 = none */
+  int32_t rope_half; /* rotated dims / 2 of each head; 0 = none */
   double rope_theta, rope_linear;
   float attn_scale;
 } chi_block_spec;
@@ -31,7 +36,10 @@ typedef struct chi_block { /* one layer's weights */
   chi_linear q, k, v, o, gate, up, down; /* plain MLP: up = first, down = second, gate empty */
 } chi_block;
 
-typedef struct chi_rope { float *cos_t, *sin_t; int32_t n; /* positions */ } chi_rope;
+typedef struct chi_rope {
+  float *cos_t, *sin_t;
+  int32_t n; /* positions */
+} chi_rope;
 
 void chi_norm_rows(const chi_block_spec *s, const chi_norm *n, const float *x, float *y, int64_t m, int64_t d);
 
@@ -39,12 +47,14 @@ void chi_norm_rows(const chi_block_spec *s, const chi_norm *n, const float *x, f
 int chi_block_qkv(const chi_block_spec *s, const chi_block *w, const chi_rope *rope, const float *x, const int32_t *pos,
                   int64_t m, float *h, float *q, float *k, float *v, chi_err *err);
 /* mix [m][heads*hd] -> attn_out [m][d] */
-int chi_block_o(const chi_block *w, const chi_block_spec *s, const float *mix, float *attn_out, int64_t m, chi_err *err);
+int chi_block_o(const chi_block *w, const chi_block_spec *s, const float *mix, float *attn_out, int64_t m,
+                chi_err *err);
 /* x [m][d] (resid_mid; the layer's input for parallel blocks) -> act [m][ffn]. h [m][d], g [m][ffn] are scratch. */
-int chi_block_act(const chi_block_spec *s, const chi_block *w, const float *x, int64_t m, float *h, float *g, float *act,
-                  chi_err *err);
+int chi_block_act(const chi_block_spec *s, const chi_block *w, const float *x, int64_t m, float *h, float *g,
+                  float *act, chi_err *err);
 /* act [m][ffn] -> mlp_out [m][d] */
-int chi_block_down(const chi_block_spec *s, const chi_block *w, const float *act, float *mlp_out, int64_t m, chi_err *err);
+int chi_block_down(const chi_block_spec *s, const chi_block *w, const float *act, float *mlp_out, int64_t m,
+                   chi_err *err);
 
 /* Rounds q, k, v as the compute type asks (bf16 operands after rope); f32: nothing. */
 void chi_block_round(const chi_block_spec *s, const chi_block *w, float *q, float *k, float *v, int64_t m);
@@ -54,6 +64,8 @@ void chi_norm_free(chi_norm *n);
 void chi_block_free(chi_block *b);
 
 /* ---- key/value blocks of one layer ----------------------------------------------------------------------- */
-static inline size_t chi_kv_block_floats(const chi_block_spec *s) { return (size_t)s->kv_heads * (size_t)s->head_dim * CHI_KV_BLOCK; }
+static inline size_t chi_kv_block_floats(const chi_block_spec *s) {
+  return (size_t)s->kv_heads * (size_t)s->head_dim * CHI_KV_BLOCK;
+}
 
 #endif

@@ -32,7 +32,8 @@ int chi_plan_root(chi_plan *p, const chi_input *in, int *branch, chi_err *err) {
 }
 
 int chi_plan_child(chi_plan *p, int parent, int *branch, chi_err *err) {
-  if (parent < 0 || (size_t)parent >= p->n_branches) return chi_fail(err, CHI_ERR_ARG, "plan: no parent branch %d", parent);
+  if (parent < 0 || (size_t)parent >= p->n_branches)
+    return chi_fail(err, CHI_ERR_ARG, "plan: no parent branch %d", parent);
   return new_branch(p, parent, branch, err);
 }
 
@@ -102,8 +103,10 @@ int chi_plan_order(const chi_plan *p, int *order, chi_err *err) {
       const chi_plan_branch *br = &p->branch[b];
       while (next[b] <= br->count && dep < 0) {
         int i = next[b]++;
-        if (i == 0) dep = br->parent;
-        else if (br->iv[i - 1].op == CHI_OP_COPY) dep = br->iv[i - 1].source;
+        if (i == 0)
+          dep = br->parent;
+        else if (br->iv[i - 1].op == CHI_OP_COPY)
+          dep = br->iv[i - 1].source;
         if (dep >= 0 && ((size_t)dep >= n)) {
           rc = chi_fail(err, CHI_ERR_ARG, "plan: branch %d copies from branch %d, which does not exist", b, dep);
           goto out;
@@ -112,7 +115,8 @@ int chi_plan_order(const chi_plan *p, int *order, chi_err *err) {
       }
       if (dep >= 0) {
         if (state[dep] == 1) {
-          rc = chi_fail(err, CHI_ERR_ARG, "plan: branches %d and %d depend on each other (a cycle of parents and sources)", b, dep);
+          rc = chi_fail(err, CHI_ERR_ARG,
+                        "plan: branches %d and %d depend on each other (a cycle of parents and sources)", b, dep);
           goto out;
         }
         state[dep] = 1;
@@ -143,7 +147,8 @@ static int check_rows(const int32_t *rows, int32_t n, int32_t limit, const char 
   if (n <= 0 || !rows) return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s names no rows", branch, what);
   for (int32_t i = 0; i < n; i++) {
     if (rows[i] < 0 || rows[i] >= limit)
-      return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s: row %d is outside 0..%d", branch, what, rows[i], limit - 1);
+      return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s: row %d is outside 0..%d", branch, what, rows[i],
+                      limit - 1);
     if (i && rows[i] <= rows[i - 1])
       return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s: rows must ascend without repeats", branch, what);
   }
@@ -155,8 +160,8 @@ static int check_site(const chi_shape *s, chi_stack stack, chi_site site, int lo
     return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: this model has no site '%s' in its %s", branch,
                     (unsigned)site < CHI_SITE_COUNT ? chi_site_get(site)->name : "?", chi_stack_name(stack));
   if (chi_site_get(site)->per_layer && stack != CHI_PROJECTOR && (lo < 0 || hi > s->stack[stack].layers || lo >= hi))
-    return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s.%s: layers [%d, %d) are not within 0..%d", branch, chi_stack_name(stack),
-                    chi_site_get(site)->name, lo, hi, s->stack[stack].layers - 1);
+    return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s.%s: layers [%d, %d) are not within 0..%d", branch,
+                    chi_stack_name(stack), chi_site_get(site)->name, lo, hi, s->stack[stack].layers - 1);
   return 0;
 }
 
@@ -164,25 +169,31 @@ static int check_op(const chi_plan *p, const chi_shape *s, int b, const chi_inte
   const char *op = chi_op_name(iv->op), *site = chi_site_get(iv->site)->name;
   bool edge = iv->op == CHI_OP_CUT || iv->op == CHI_OP_CUT_ZERO || iv->op == CHI_OP_CUT_SCALE;
   int32_t rows = stack_rows(p, s, b, iv->stack);
-  if (edge && iv->site != CHI_SITE_PATTERN) return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: '%s' acts on pattern, not on %s", b, op, site);
+  if (edge && iv->site != CHI_SITE_PATTERN)
+    return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: '%s' acts on pattern, not on %s", b, op, site);
   if (edge && (iv->key_lo < 0 || iv->key_hi > rows || iv->key_lo >= iv->key_hi))
-    return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: keys [%d, %d) are not within 0..%d", b, iv->key_lo, iv->key_hi, rows - 1);
+    return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: keys [%d, %d) are not within 0..%d", b, iv->key_lo, iv->key_hi,
+                    rows - 1);
   if (iv->op == CHI_OP_TOKEN) {
     if (iv->site != CHI_SITE_EMBED || iv->stack != CHI_DECODER || !iv->tokens)
       return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: 'token' acts on decoder embed and needs ids", b);
     for (int32_t i = 0; i < iv->n_rows; i++)
       if (iv->tokens[i] < 0 || iv->tokens[i] >= s->vocab)
-        return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: token id %d is outside the vocabulary of %d", b, iv->tokens[i], s->vocab);
+        return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: token id %d is outside the vocabulary of %d", b,
+                        iv->tokens[i], s->vocab);
   }
   if ((iv->op == CHI_OP_SET || iv->op == CHI_OP_ADD || iv->op == CHI_OP_PROJECT) &&
       (!iv->value || (iv->value_rows != 1 && iv->value_rows != iv->n_rows)))
-    return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: '%s' at %s needs a value for each row, or one for all", b, op, site);
-  if (iv->op == CHI_OP_CALL && !iv->call) return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: 'call' without a function", b);
+    return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: '%s' at %s needs a value for each row, or one for all", b, op,
+                    site);
+  if (iv->op == CHI_OP_CALL && !iv->call)
+    return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: 'call' without a function", b);
   if (iv->site == CHI_SITE_PATTERN && iv->value && iv->n_rows != 1)
     return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: pattern values are given one row at a time", b);
   int32_t limit = chi_site_get(iv->site)->unit == CHI_UNIT_HEAD ? chi_site_heads(s, iv->stack, iv->site)
                                                                 : (int32_t)chi_site_width(s, iv->stack, iv->site, 1);
-  if (iv->part_lo < 0 || iv->part_hi > limit || iv->part_lo > iv->part_hi || (iv->part_lo == iv->part_hi && iv->part_hi != 0))
+  if (iv->part_lo < 0 || iv->part_hi > limit || iv->part_lo > iv->part_hi ||
+      (iv->part_lo == iv->part_hi && iv->part_hi != 0))
     return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s has %d %s; [%d, %d) is not among them", b, site, limit,
                     chi_site_get(iv->site)->unit == CHI_UNIT_HEAD ? "heads" : "columns", iv->part_lo, iv->part_hi);
   if (iv->op == CHI_OP_COPY) {
@@ -192,7 +203,8 @@ static int check_op(const chi_plan *p, const chi_shape *s, int b, const chi_inte
     for (int32_t i = 0; i < iv->n_rows; i++) {
       int32_t r = iv->source_rows ? iv->source_rows[i] : iv->rows[i];
       if (r < 0 || r >= limit_src)
-        return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: source row %d is outside branch %d's rows 0..%d", b, r, iv->source, limit_src - 1);
+        return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: source row %d is outside branch %d's rows 0..%d", b, r,
+                        iv->source, limit_src - 1);
       if (iv->site == CHI_SITE_PATTERN && r != iv->rows[i])
         return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: pattern is copied between equal rows only", b);
     }
@@ -208,16 +220,20 @@ static int check_branch(const chi_plan *p, const chi_shape *s, int b, chi_err *e
     int32_t max = s->stack[CHI_DECODER].rows;
     if (in->n_rows <= 0) return chi_fail(err, CHI_ERR_ARG, "the prompt is empty");
     if (max > 0 && in->n_rows > max)
-      return chi_fail(err, CHI_ERR_ARG, "the prompt has %d rows; the model's context holds %d: shorten the question", in->n_rows, max);
+      return chi_fail(err, CHI_ERR_ARG, "the prompt has %d rows; the model's context holds %d: shorten the question",
+                      in->n_rows, max);
     for (int32_t i = 0; i < in->n_rows; i++)
       if (in->tokens[i] < 0 || in->tokens[i] >= s->vocab)
-        return chi_fail(err, CHI_ERR_ARG, "token id %d at row %d is outside the vocabulary of %d", in->tokens[i], i, s->vocab);
-    if (in->pixels && (!s->stack[CHI_VISION].present || in->image_row < 0 || in->image_row + s->n_image_rows > in->n_rows))
+        return chi_fail(err, CHI_ERR_ARG, "token id %d at row %d is outside the vocabulary of %d", in->tokens[i], i,
+                        s->vocab);
+    if (in->pixels &&
+        (!s->stack[CHI_VISION].present || in->image_row < 0 || in->image_row + s->n_image_rows > in->n_rows))
       return chi_fail(err, CHI_ERR_ARG, "the prompt has no room for the picture's %d rows", s->n_image_rows);
   }
   for (int i = 0; i < br->count; i++) {
     const chi_intervention *iv = &br->iv[i];
-    if ((unsigned)iv->op >= CHI_OP_COUNT) return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: unknown op %d", b, (int)iv->op);
+    if ((unsigned)iv->op >= CHI_OP_COUNT)
+      return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: unknown op %d", b, (int)iv->op);
     if ((rc = check_site(s, iv->stack, iv->site, iv->layer_lo, iv->layer_hi, b, err)) != 0) return rc;
     int32_t rows = iv->site == CHI_SITE_IMAGE_EMBED ? s->n_image_rows : stack_rows(p, s, b, iv->stack);
     if ((rc = check_rows(iv->rows, iv->n_rows, rows, chi_site_get(iv->site)->name, b, err)) != 0) return rc;
@@ -233,7 +249,8 @@ int chi_plan_check(const chi_plan *p, const chi_shape *s, chi_err *err) {
     if ((rc = check_branch(p, s, (int)b, err)) != 0) return rc;
   for (size_t i = 0; i < p->n_captures; i++) {
     const chi_capture *c = &p->capture[i];
-    if (c->branch < 0 || (size_t)c->branch >= p->n_branches) return chi_fail(err, CHI_ERR_ARG, "plan: capture of branch %d, which does not exist", c->branch);
+    if (c->branch < 0 || (size_t)c->branch >= p->n_branches)
+      return chi_fail(err, CHI_ERR_ARG, "plan: capture of branch %d, which does not exist", c->branch);
     if ((rc = check_site(s, c->stack, c->site, c->layer, c->layer + 1, c->branch, err)) != 0) return rc;
     int32_t rows = c->site == CHI_SITE_IMAGE_EMBED ? s->n_image_rows : stack_rows(p, s, c->branch, c->stack);
     if ((rc = check_rows(c->rows, c->n_rows, rows, chi_site_get(c->site)->name, c->branch, err)) != 0) return rc;

@@ -49,22 +49,31 @@ int64_t chi_site_width(const chi_shape *s, chi_stack stack, chi_site site, int32
   if (!k->present) return 0;
   if (stack == CHI_PROJECTOR) return site == CHI_SITE_MLP_ACT ? k->ffn : site == CHI_SITE_MLP_OUT ? k->d : 0;
   switch (site) {
-    case CHI_SITE_IMAGE_EMBED: return stack == CHI_DECODER && s->n_image_rows > 0 ? k->d : 0;
-    case CHI_SITE_FINAL_NORM: return stack == CHI_DECODER ? k->d : 0;
-    case CHI_SITE_LOGITS: return stack == CHI_DECODER ? s->vocab : 0;
+    case CHI_SITE_IMAGE_EMBED:
+      return stack == CHI_DECODER && s->n_image_rows > 0 ? k->d : 0;
+    case CHI_SITE_FINAL_NORM:
+      return stack == CHI_DECODER ? k->d : 0;
+    case CHI_SITE_LOGITS:
+      return stack == CHI_DECODER ? s->vocab : 0;
     case CHI_SITE_Q:
-    case CHI_SITE_HEAD_OUT: return (int64_t)k->heads * k->head_dim;
+    case CHI_SITE_HEAD_OUT:
+      return (int64_t)k->heads * k->head_dim;
     case CHI_SITE_K:
-    case CHI_SITE_V: return (int64_t)k->kv_heads * k->head_dim;
-    case CHI_SITE_PATTERN: return (int64_t)k->heads * n_keys;
-    case CHI_SITE_MLP_ACT: return k->ffn;
+    case CHI_SITE_V:
+      return (int64_t)k->kv_heads * k->head_dim;
+    case CHI_SITE_PATTERN:
+      return (int64_t)k->heads * n_keys;
+    case CHI_SITE_MLP_ACT:
+      return k->ffn;
     case CHI_SITE_EMBED:
     case CHI_SITE_RESID_PRE:
     case CHI_SITE_ATTN_OUT:
     case CHI_SITE_RESID_MID:
     case CHI_SITE_MLP_OUT:
-    case CHI_SITE_RESID_POST: return k->d;
-    case CHI_SITE_COUNT: break;
+    case CHI_SITE_RESID_POST:
+      return k->d;
+    case CHI_SITE_COUNT:
+      break;
   }
   return 0;
 }

@@ -16,7 +16,15 @@ const char *chi_stack_name(chi_stack s);
 
 /* Order of events within a layer. A (layer, stage) is a time; final norm and logits are the times (n_layers, IN/QKV). */
 typedef enum chi_stage {
-  CHI_ST_IN, CHI_ST_QKV, CHI_ST_MIX, CHI_ST_O, CHI_ST_MID, CHI_ST_ACT, CHI_ST_MLP, CHI_ST_POST, CHI_STAGES
+  CHI_ST_IN,
+  CHI_ST_QKV,
+  CHI_ST_MIX,
+  CHI_ST_O,
+  CHI_ST_MID,
+  CHI_ST_ACT,
+  CHI_ST_MLP,
+  CHI_ST_POST,
+  CHI_STAGES
 } chi_stage;
 
 typedef enum chi_site {
@@ -27,43 +35,50 @@ typedef enum chi_site {
 } chi_site;
 
 typedef enum chi_unit { CHI_UNIT_COLUMN, CHI_UNIT_HEAD } chi_unit;
-typedef struct chi_site_info { const char *name; chi_stage stage; bool per_layer; chi_unit unit; const char *doc; } chi_site_info;
+typedef struct chi_site_info {
+  const char *name;
+  chi_stage stage;
+  bool per_layer;
+  chi_unit unit;
+  const char *doc;
+} chi_site_info;
 const chi_site_info *chi_site_get(chi_site s);
-int chi_site_parse(chi_site *out, const char *name, chi_err *err);   /* error lists the names */
+int chi_site_parse(chi_site *out, const char *name, chi_err *err); /* error lists the names */
 int chi_stack_parse(chi_stack *out, const char *name, chi_err *err);
 
 /* ---- interventions --------------------------------------------------------------------------------------- */
 typedef enum chi_op {
-  CHI_OP_SET,      /* value                                                                                     */
-  CHI_OP_COPY,     /* the source branch's value at the same site and layer (source_rows = its rows)             */
-  CHI_OP_ADD,      /* + scale * value                                                                           */
-  CHI_OP_SCALE,    /* * scale                                                                                   */
-  CHI_OP_ZERO,     /* 0                                                                                         */
-  CHI_OP_NOISE,    /* + scale * N(0,1) indexed by (seed, sample, index in rows, column)                         */
-  CHI_OP_PROJECT,  /* - scale * u (u.y) for the direction u = value; one_sided: only where u.y > 0              */
-  CHI_OP_TOKEN,    /* decoder embed only: the row's token id becomes tokens[i]                                  */
-  CHI_OP_CUT,      /* pattern only: edges row -> keys: score -inf before the softmax                            */
-  CHI_OP_CUT_ZERO, /* pattern only: weight 0 after the softmax                                                  */
-  CHI_OP_CUT_SCALE,/* pattern only: weight * scale after the softmax                                            */
-  CHI_OP_CALL,     /* a C callback that may change the row                                                      */
+  CHI_OP_SET,       /* value                                                                                     */
+  CHI_OP_COPY,      /* the source branch's value at the same site and layer (source_rows = its rows)             */
+  CHI_OP_ADD,       /* + scale * value                                                                           */
+  CHI_OP_SCALE,     /* * scale                                                                                   */
+  CHI_OP_ZERO,      /* 0                                                                                         */
+  CHI_OP_NOISE,     /* + scale * N(0,1) indexed by (seed, sample, index in rows, column)                         */
+  CHI_OP_PROJECT,   /* - scale * u (u.y) for the direction u = value; one_sided: only where u.y > 0              */
+  CHI_OP_TOKEN,     /* decoder embed only: the row's token id becomes tokens[i]                                  */
+  CHI_OP_CUT,       /* pattern only: edges row -> keys: score -inf before the softmax                            */
+  CHI_OP_CUT_ZERO,  /* pattern only: weight 0 after the softmax                                                  */
+  CHI_OP_CUT_SCALE, /* pattern only: weight * scale after the softmax                                            */
+  CHI_OP_CALL,      /* a C callback that may change the row                                                      */
   CHI_OP_COUNT
 } chi_op;
 const char *chi_op_name(chi_op op);
 
 /* Called serially, once per row of one branch; values may be changed in place. Non-zero return cancels the run. The row
  * counts as changed whether or not it is. */
-typedef int (*chi_site_fn)(void *ud, int branch, chi_stack stack, chi_site site, int layer, int row, float *values, int64_t width);
+typedef int (*chi_site_fn)(void *ud, int branch, chi_stack stack, chi_site site, int layer, int row, float *values,
+                           int64_t width);
 
 typedef struct chi_intervention {
   chi_op op;
   chi_stack stack;
   chi_site site;
-  int layer_lo, layer_hi;     /* layers [lo, hi); ignored where the site is not per layer */
-  const int32_t *rows;        /* absolute rows of the stack, ascending, no repeats */
+  int layer_lo, layer_hi; /* layers [lo, hi); ignored where the site is not per layer */
+  const int32_t *rows;    /* absolute rows of the stack, ascending, no repeats */
   int32_t n_rows;
-  int32_t part_lo, part_hi;   /* heads or columns [lo, hi) (unit of the site); 0, 0 = all */
-  const float *value;         /* SET, ADD, PROJECT: value_rows x (width of the part) */
-  int32_t value_rows;         /* n_rows, or 1 = the same for every row */
+  int32_t part_lo, part_hi; /* heads or columns [lo, hi) (unit of the site); 0, 0 = all */
+  const float *value;       /* SET, ADD, PROJECT: value_rows x (width of the part) */
+  int32_t value_rows;       /* n_rows, or 1 = the same for every row */
   float scale;
   bool one_sided;
   int source;                 /* COPY */
@@ -71,7 +86,7 @@ typedef struct chi_intervention {
   const int32_t *tokens;      /* TOKEN: n_rows ids */
   uint64_t seed;              /* NOISE */
   uint32_t sample;
-  int32_t key_lo, key_hi;     /* CUT*: keys [lo, hi) */
+  int32_t key_lo, key_hi; /* CUT*: keys [lo, hi) */
   chi_site_fn call;
   void *ud;
 } chi_intervention;
@@ -80,18 +95,18 @@ typedef struct chi_intervention {
 /* What a root runs. Borrowed until the plan is freed. */
 typedef struct chi_kv_cache chi_kv_cache; /* sweep/run.h: keys and values of earlier rows, all layers */
 typedef struct chi_input {
-  const int32_t *tokens;  /* n_rows ids; picture rows carry the image token's id */
-  int32_t n_rows;         /* decoder rows of this root, cached ones included */
-  const float *pixels;    /* [3][h][w] normalised, or NULL for text only */
-  int32_t image_row;      /* first picture row (used with pixels) */
-  chi_kv_cache *cache;    /* NULL, or rows [0, cache rows) are taken from it and new rows are appended */
+  const int32_t *tokens; /* n_rows ids; picture rows carry the image token's id */
+  int32_t n_rows;        /* decoder rows of this root, cached ones included */
+  const float *pixels;   /* [3][h][w] normalised, or NULL for text only */
+  int32_t image_row;     /* first picture row (used with pixels) */
+  chi_kv_cache *cache;   /* NULL, or rows [0, cache rows) are taken from it and new rows are appended */
 } chi_input;
 
 typedef struct chi_capture {
   int branch;
   chi_stack stack;
   chi_site site;
-  int layer;             /* -1 where the site is not per layer */
+  int layer; /* -1 where the site is not per layer */
   const int32_t *rows;
   int32_t n_rows;
 } chi_capture;
@@ -104,7 +119,7 @@ typedef struct chi_plan_branch {
 } chi_plan_branch;
 
 typedef struct chi_plan {
-  chi_arena arena;       /* everything below */
+  chi_arena arena; /* everything below */
   chi_plan_branch *branch;
   size_t n_branches, cap_branches;
   chi_capture *capture;
@@ -126,11 +141,14 @@ int chi_plan_order(const chi_plan *p, int *order, chi_err *err);
 int chi_plan_root_of(const chi_plan *p, int branch);
 
 /* The model's shape, as far as a plan can be checked against it. */
-typedef struct chi_stack_shape { int32_t layers, d, heads, kv_heads, head_dim, ffn, rows; bool causal, present; } chi_stack_shape;
+typedef struct chi_stack_shape {
+  int32_t layers, d, heads, kv_heads, head_dim, ffn, rows;
+  bool causal, present;
+} chi_stack_shape;
 typedef struct chi_shape {
   chi_stack_shape stack[CHI_STACK_COUNT]; /* rows: vision and projector rows per picture; decoder: max positions */
   int32_t vocab, n_image_rows;
-  int32_t vision_select;                  /* vision row of projector row 0 (1 where CLS is dropped) */
+  int32_t vision_select; /* vision row of projector row 0 (1 where CLS is dropped) */
 } chi_shape;
 /* Columns of a site (pattern: heads x keys of the row; 0 if the stack does not have the site). */
 int64_t chi_site_width(const chi_shape *s, chi_stack stack, chi_site site, int32_t n_keys);

@@ -47,12 +47,14 @@ static int index_copies(dense *d) {
 static const float *find_stored(const dense *d, const chi_intervention *iv, int layer, int32_t row) {
   for (size_t i = 0; i < d->n_stored; i++) {
     const stored_row *s = &d->stored[i];
-    if (s->branch == iv->source && s->stack == iv->stack && s->site == iv->site && s->layer == layer && s->row == row) return s->v;
+    if (s->branch == iv->source && s->stack == iv->stack && s->site == iv->site && s->layer == layer && s->row == row)
+      return s->v;
   }
   return NULL;
 }
 
-static int store_row(dense *d, int b, chi_stack stack, chi_site site, int layer, int32_t row, const float *y, int64_t width) {
+static int store_row(dense *d, int b, chi_stack stack, chi_site site, int layer, int32_t row, const float *y,
+                     int64_t width) {
   for (const chi_intervention **iv = d->copies[b]; *iv; iv++) {
     if (!chi_iv_acts(*iv, stack, site, layer)) continue;
     bool wanted = false;
@@ -70,7 +72,8 @@ static int store_row(dense *d, int b, chi_stack stack, chi_site site, int layer,
 }
 
 /* A site fires for one row: interventions in order, then captures, then the value is kept for those who copy it. */
-static int fire_row(dense *d, int b, chi_stack stack, chi_site site, int layer, int32_t row, float *y, int64_t width, int32_t n_keys) {
+static int fire_row(dense *d, int b, chi_stack stack, chi_site site, int layer, int32_t row, float *y, int64_t width,
+                    int32_t n_keys) {
   int rc = 0;
   const chi_eff *e = &d->x->eff[b];
   for (int32_t k = 0; k < e->n; k++) {
@@ -79,12 +82,15 @@ static int fire_row(dense *d, int b, chi_stack stack, chi_site site, int layer, 
     if (!chi_iv_acts(iv, stack, site, layer) || (i = chi_iv_row(iv, row)) < 0) continue;
     const float *src = NULL;
     if (iv->op == CHI_OP_COPY && !(src = find_stored(d, iv, layer, chi_iv_source_row(iv, i))))
-      return chi_fail(d->err, CHI_ERR_ARG, "plan: branch %d: the source of a copy at %s was not computed", b, chi_site_get(site)->name);
+      return chi_fail(d->err, CHI_ERR_ARG, "plan: branch %d: the source of a copy at %s was not computed", b,
+                      chi_site_get(site)->name);
     CHI_TRY(chi_iv_apply(d->x, iv, b, layer, i, y, width, n_keys, src, d->err));
   }
   for (const int32_t *c = d->x->captures_of[b]; *c >= 0; c++) {
     const chi_capture *cap = &d->x->plan->capture[*c];
-    if (cap->stack != stack || cap->site != site || (chi_site_get(site)->per_layer && stack != CHI_PROJECTOR && cap->layer != layer)) continue;
+    if (cap->stack != stack || cap->site != site ||
+        (chi_site_get(site)->per_layer && stack != CHI_PROJECTOR && cap->layer != layer))
+      continue;
     for (int32_t i = 0; i < cap->n_rows; i++)
       if (cap->rows[i] == row) CHI_TRY(chi_exec_emit(d->x, *c, i, y, width, d->err));
   }
@@ -111,14 +117,16 @@ static bool wants_pattern(const dense *d, int b, chi_stack stack, int layer, int
 }
 
 /* Attention of all rows: fill key/value blocks, attend, let pattern fire, attend again where weights were replaced. */
-static int attend(dense *d, int b, chi_stack stack, int layer, int32_t T, const float *q, const float *k, const float *v, float *mix) {
+static int attend(dense *d, int b, chi_stack stack, int layer, int32_t T, const float *q, const float *k,
+                  const float *v, float *mix) {
   int rc = 0;
   const chi_block_spec *s = chi_net_spec(d->x->net, stack);
   chi_compute compute = d->x->net->compute;
   int64_t nq = (int64_t)s->heads * s->head_dim, nkv = (int64_t)s->kv_heads * s->head_dim;
   int32_t nb = (T + CHI_KV_BLOCK - 1) / CHI_KV_BLOCK;
   chi_arena a = {0};
-  float **kb = chi_arena_array(&a, (size_t)nb, sizeof *kb, d->err), **vb = chi_arena_array(&a, (size_t)nb, sizeof *vb, d->err);
+  float **kb = chi_arena_array(&a, (size_t)nb, sizeof *kb, d->err),
+        **vb = chi_arena_array(&a, (size_t)nb, sizeof *vb, d->err);
   chi_attn_query *qs = chi_arena_array(&a, (size_t)T, sizeof *qs, d->err);
   if (!kb || !vb || !qs) rc = CHI_ERR_MEMORY;
   for (int32_t i = 0; rc == 0 && i < nb; i++) {
@@ -128,7 +136,8 @@ static int attend(dense *d, int b, chi_stack stack, int layer, int32_t T, const 
   }
   if (rc) goto out;
   for (int32_t r = 0; r < T; r++)
-    chi_kv_put(kb[r / CHI_KV_BLOCK], vb[r / CHI_KV_BLOCK], k + r * nkv, v + r * nkv, r % CHI_KV_BLOCK, s->kv_heads, s->head_dim, compute);
+    chi_kv_put(kb[r / CHI_KV_BLOCK], vb[r / CHI_KV_BLOCK], k + r * nkv, v + r * nkv, r % CHI_KV_BLOCK, s->kv_heads,
+               s->head_dim, compute);
   for (int32_t r = 0; r < T; r++) {
     int32_t n = chi_iv_edges(d->x, b, stack, layer, r, NULL, 0), n_keys = s->causal ? r + 1 : T;
     chi_edge *edges = chi_arena_array(&a, (size_t)n, sizeof *edges, d->err);
@@ -137,8 +146,14 @@ static int attend(dense *d, int b, chi_stack stack, int layer, int32_t T, const 
       goto out;
     }
     chi_iv_edges(d->x, b, stack, layer, r, edges, n);
-    qs[r] = (chi_attn_query){.q = q + r * nq, .out = mix + r * nq, .kblk = (const float *const *)kb, .vblk = (const float *const *)vb,
-                             .row = r, .n_keys = n_keys, .edges = edges, .n_edges = n};
+    qs[r] = (chi_attn_query){.q = q + r * nq,
+                             .out = mix + r * nq,
+                             .kblk = (const float *const *)kb,
+                             .vblk = (const float *const *)vb,
+                             .row = r,
+                             .n_keys = n_keys,
+                             .edges = edges,
+                             .n_edges = n};
     if (wants_pattern(d, b, stack, layer, r)) {
       qs[r].pattern = chi_arena_array(&a, (size_t)s->heads * (size_t)n_keys, sizeof(float), d->err);
       if (!qs[r].pattern) rc = CHI_ERR_MEMORY;
@@ -148,7 +163,8 @@ static int attend(dense *d, int b, chi_stack stack, int layer, int32_t T, const 
   CHI_TRY(chi_attention(qs, T, s->heads, s->kv_heads, s->head_dim, s->attn_scale, compute, d->err));
   for (int32_t r = 0; r < T; r++) {
     if (!qs[r].pattern) continue;
-    CHI_TRY(fire_row(d, b, stack, CHI_SITE_PATTERN, layer, r, qs[r].pattern, (int64_t)s->heads * qs[r].n_keys, qs[r].n_keys));
+    CHI_TRY(fire_row(d, b, stack, CHI_SITE_PATTERN, layer, r, qs[r].pattern, (int64_t)s->heads * qs[r].n_keys,
+                     qs[r].n_keys));
     if (!chi_iv_pattern(d->x, b, stack, layer, r)) continue;
     qs[r].pattern_set = qs[r].pattern;
     qs[r].pattern = NULL;
@@ -171,8 +187,10 @@ static int run_stack(dense *d, int b, chi_stack stack, float *x, int32_t T, floa
   int32_t *pos = chi_arena_array(&a, t, sizeof *pos, d->err);
   float *h = chi_arena_array(&a, t * (size_t)D, sizeof *h, d->err), *q = chi_arena_array(&a, t * nq, sizeof *q, d->err);
   float *k = chi_arena_array(&a, t * nkv, sizeof *k, d->err), *v = chi_arena_array(&a, t * nkv, sizeof *v, d->err);
-  float *mix = chi_arena_array(&a, t * nq, sizeof *mix, d->err), *comp = chi_arena_array(&a, t * (size_t)D, sizeof *comp, d->err);
-  float *in = chi_arena_array(&a, t * (size_t)D, sizeof *in, d->err), *g = chi_arena_array(&a, t * (size_t)s->ffn, sizeof *g, d->err);
+  float *mix = chi_arena_array(&a, t * nq, sizeof *mix, d->err),
+        *comp = chi_arena_array(&a, t * (size_t)D, sizeof *comp, d->err);
+  float *in = chi_arena_array(&a, t * (size_t)D, sizeof *in, d->err),
+        *g = chi_arena_array(&a, t * (size_t)s->ffn, sizeof *g, d->err);
   float *act = chi_arena_array(&a, t * (size_t)s->ffn, sizeof *act, d->err);
   if (!pos || !h || !q || !k || !v || !mix || !comp || !in || !g || !act) {
     rc = CHI_ERR_MEMORY;
@@ -216,8 +234,10 @@ static int run_vision(dense *d, int b, const chi_input *in, float *out) {
   int32_t n = net->shape.n_image_rows;
   int64_t D = v->spec.d, F = D * v->n_features, ffn = net->projector.l1.w.n;
   chi_arena a = {0};
-  float *e = chi_arena_array(&a, (size_t)(v->rows * D), sizeof *e, d->err), *x = chi_arena_array(&a, (size_t)(v->rows * D), sizeof *x, d->err);
-  float *feat = chi_arena_array(&a, (size_t)(v->rows * F), sizeof *feat, d->err), *act = chi_arena_array(&a, (size_t)(n * ffn), sizeof *act, d->err);
+  float *e = chi_arena_array(&a, (size_t)(v->rows * D), sizeof *e, d->err),
+        *x = chi_arena_array(&a, (size_t)(v->rows * D), sizeof *x, d->err);
+  float *feat = chi_arena_array(&a, (size_t)(v->rows * F), sizeof *feat, d->err),
+        *act = chi_arena_array(&a, (size_t)(n * ffn), sizeof *act, d->err);
   if (!e || !x || !feat || !act) {
     rc = CHI_ERR_MEMORY;
     goto out;
@@ -255,7 +275,8 @@ static int run_branch(dense *d, int b) {
   int64_t D = net->decoder.spec.d, V = net->decoder.vocab;
   int32_t T = in->n_rows;
   chi_arena a = {0};
-  float *x = chi_arena_array(&a, (size_t)(T * D), sizeof *x, d->err), *norm = chi_arena_array(&a, (size_t)D, sizeof *norm, d->err);
+  float *x = chi_arena_array(&a, (size_t)(T * D), sizeof *x, d->err),
+        *norm = chi_arena_array(&a, (size_t)D, sizeof *norm, d->err);
   float *logits = chi_arena_array(&a, (size_t)V, sizeof *logits, d->err);
   if (!x || !norm || !logits) {
     rc = CHI_ERR_MEMORY;

@@ -88,8 +88,10 @@ int32_t chi_iv_row(const chi_intervention *iv, int32_t row) {
   int32_t lo = 0, hi = iv->n_rows;
   while (lo < hi) {
     int32_t mid = lo + (hi - lo) / 2;
-    if (iv->rows[mid] < row) lo = mid + 1;
-    else hi = mid;
+    if (iv->rows[mid] < row)
+      lo = mid + 1;
+    else
+      hi = mid;
   }
   return lo < iv->n_rows && iv->rows[lo] == row ? lo : -1;
 }
@@ -98,13 +100,18 @@ bool chi_iv_is_edge(const chi_intervention *iv) {
   return iv->op == CHI_OP_CUT || iv->op == CHI_OP_CUT_ZERO || iv->op == CHI_OP_CUT_SCALE;
 }
 
-int32_t chi_iv_source_row(const chi_intervention *iv, int32_t i) { return iv->source_rows ? iv->source_rows[i] : iv->rows[i]; }
+int32_t chi_iv_source_row(const chi_intervention *iv, int32_t i) {
+  return iv->source_rows ? iv->source_rows[i] : iv->rows[i];
+}
 
 /* Columns [*lo, *hi) that the intervention touches. */
-static void part_columns(const chi_exec *x, const chi_intervention *iv, int64_t width, int32_t n_keys, int64_t *lo, int64_t *hi) {
+static void part_columns(const chi_exec *x, const chi_intervention *iv, int64_t width, int32_t n_keys, int64_t *lo,
+                         int64_t *hi) {
   int64_t unit = 1;
-  if (iv->site == CHI_SITE_PATTERN) unit = n_keys;
-  else if (chi_site_get(iv->site)->unit == CHI_UNIT_HEAD) unit = x->net->shape.stack[iv->stack].head_dim;
+  if (iv->site == CHI_SITE_PATTERN)
+    unit = n_keys;
+  else if (chi_site_get(iv->site)->unit == CHI_UNIT_HEAD)
+    unit = x->net->shape.stack[iv->stack].head_dim;
   *lo = iv->part_lo * unit;
   *hi = iv->part_hi ? iv->part_hi * unit : width;
 }
@@ -115,46 +122,70 @@ static void project_out(const chi_intervention *iv, const float *u, float *y, in
   chi_rows_axpy(y, n, u, n, 1, n, -iv->scale * dot);
 }
 
-int chi_iv_apply(const chi_exec *x, const chi_intervention *iv, int branch, int layer, int32_t i, float *y, int64_t width,
-                 int32_t n_keys, const float *src, chi_err *err) {
+int chi_iv_apply(const chi_exec *x, const chi_intervention *iv, int branch, int layer, int32_t i, float *y,
+                 int64_t width, int32_t n_keys, const float *src, chi_err *err) {
   int64_t lo, hi;
   part_columns(x, iv, width, n_keys, &lo, &hi);
   int64_t n = hi - lo;
   const float *value = iv->value ? iv->value + (iv->value_rows == 1 ? 0 : i) * n : NULL;
   float *p = y + lo;
   switch (iv->op) {
-    case CHI_OP_SET: memcpy(p, value, (size_t)n * sizeof *p); break;
-    case CHI_OP_COPY: memcpy(p, src + lo, (size_t)n * sizeof *p); break;
-    case CHI_OP_ADD: chi_rows_axpy(p, n, value, n, 1, n, iv->scale); break;
-    case CHI_OP_SCALE: chi_rows_scale(p, n, 1, n, iv->scale); break;
-    case CHI_OP_ZERO: memset(p, 0, (size_t)n * sizeof *p); break;
-    case CHI_OP_NOISE:
-      for (int64_t c = 0; c < n; c++) p[c] += iv->scale * chi_rng_normal(iv->seed, iv->sample, (uint32_t)i, (uint32_t)c);
+    case CHI_OP_SET:
+      memcpy(p, value, (size_t)n * sizeof *p);
       break;
-    case CHI_OP_PROJECT: project_out(iv, value, p, n); break;
-    case CHI_OP_TOKEN: chi_net_embed_token(x->net, iv->tokens[i], y); break;
+    case CHI_OP_COPY:
+      memcpy(p, src + lo, (size_t)n * sizeof *p);
+      break;
+    case CHI_OP_ADD:
+      chi_rows_axpy(p, n, value, n, 1, n, iv->scale);
+      break;
+    case CHI_OP_SCALE:
+      chi_rows_scale(p, n, 1, n, iv->scale);
+      break;
+    case CHI_OP_ZERO:
+      memset(p, 0, (size_t)n * sizeof *p);
+      break;
+    case CHI_OP_NOISE:
+      for (int64_t c = 0; c < n; c++)
+        p[c] += iv->scale * chi_rng_normal(iv->seed, iv->sample, (uint32_t)i, (uint32_t)c);
+      break;
+    case CHI_OP_PROJECT:
+      project_out(iv, value, p, n);
+      break;
+    case CHI_OP_TOKEN:
+      chi_net_embed_token(x->net, iv->tokens[i], y);
+      break;
     case CHI_OP_CALL:
       if (iv->call(iv->ud, branch, iv->stack, iv->site, layer, iv->rows[i], y, width) != 0)
-        return chi_fail(err, CHI_ERR_CANCELLED, "stopped by a callback at %s layer %d", chi_site_get(iv->site)->name, layer);
+        return chi_fail(err, CHI_ERR_CANCELLED, "stopped by a callback at %s layer %d", chi_site_get(iv->site)->name,
+                        layer);
       break;
     case CHI_OP_CUT:
     case CHI_OP_CUT_ZERO:
     case CHI_OP_CUT_SCALE:
-    case CHI_OP_COUNT: break; /* edges act inside attention */
+    case CHI_OP_COUNT:
+      break; /* edges act inside attention */
   }
   return 0;
 }
 
-int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row, chi_edge *out, int32_t cap) {
+int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row, chi_edge *out,
+                     int32_t cap) {
   const chi_eff *e = &x->eff[branch];
   int32_t n = 0, heads = x->net->shape.stack[stack].heads;
   for (int32_t k = 0; k < e->n; k++) {
     const chi_intervention *iv = e->iv[k];
     if (!chi_iv_is_edge(iv) || !chi_iv_acts(iv, stack, CHI_SITE_PATTERN, layer) || chi_iv_row(iv, row) < 0) continue;
     if (n < cap) {
-      out[n] = (chi_edge){.row = row, .key_lo = iv->key_lo, .key_hi = iv->key_hi, .head_lo = iv->part_lo,
-                          .head_hi = iv->part_hi ? iv->part_hi : heads, .value = iv->scale,
-                          .op = iv->op == CHI_OP_CUT ? CHI_EDGE_CUT : iv->op == CHI_OP_CUT_ZERO ? CHI_EDGE_ZERO : CHI_EDGE_SCALE};
+      out[n] = (chi_edge){.row = row,
+                          .key_lo = iv->key_lo,
+                          .key_hi = iv->key_hi,
+                          .head_lo = iv->part_lo,
+                          .head_hi = iv->part_hi ? iv->part_hi : heads,
+                          .value = iv->scale,
+                          .op = iv->op == CHI_OP_CUT        ? CHI_EDGE_CUT
+                                : iv->op == CHI_OP_CUT_ZERO ? CHI_EDGE_ZERO
+                                                            : CHI_EDGE_SCALE};
     }
     n++;
   }
@@ -164,7 +195,8 @@ int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, int layer, 
 bool chi_iv_pattern(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row) {
   const chi_eff *e = &x->eff[branch];
   for (int32_t k = 0; k < e->n; k++)
-    if (!chi_iv_is_edge(e->iv[k]) && chi_iv_acts(e->iv[k], stack, CHI_SITE_PATTERN, layer) && chi_iv_row(e->iv[k], row) >= 0)
+    if (!chi_iv_is_edge(e->iv[k]) && chi_iv_acts(e->iv[k], stack, CHI_SITE_PATTERN, layer) &&
+        chi_iv_row(e->iv[k], row) >= 0)
       return true;
   return false;
 }

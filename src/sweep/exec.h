@@ -10,7 +10,10 @@ typedef int32_t chi_time;
 static inline chi_time chi_at(int layer, chi_stage stage) { return layer * CHI_STAGES + (int)stage; }
 
 /* Interventions that act on a branch: its ancestors' (root first), then its own. */
-typedef struct chi_eff { const chi_intervention **iv; int32_t n, own; /* own ones start here */ } chi_eff;
+typedef struct chi_eff {
+  const chi_intervention **iv;
+  int32_t n, own; /* own ones start here */
+} chi_eff;
 
 typedef struct chi_exec {
   const chi_net *net;
@@ -39,11 +42,12 @@ bool chi_iv_is_edge(const chi_intervention *iv);
 int32_t chi_iv_source_row(const chi_intervention *iv, int32_t i);
 
 /* Apply intervention iv (its i-th row) to y[width]. src: the source's row for COPY. n_keys: for pattern. */
-int chi_iv_apply(const chi_exec *x, const chi_intervention *iv, int branch, int layer, int32_t i, float *y, int64_t width,
-                 int32_t n_keys, const float *src, chi_err *err);
+int chi_iv_apply(const chi_exec *x, const chi_intervention *iv, int branch, int layer, int32_t i, float *y,
+                 int64_t width, int32_t n_keys, const float *src, chi_err *err);
 
 /* Edge edits of one (branch, layer, row): up to cap into out; returns the number there are. */
-int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row, chi_edge *out, int32_t cap);
+int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row, chi_edge *out,
+                     int32_t cap);
 /* Does any intervention other than edges act on pattern here? */
 bool chi_iv_pattern(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row);
 

@@ -7,7 +7,8 @@
 static int64_t kv_blocks(const chi_live *v) { /* blocks that the branches of a layer own at most */
   int64_t n = 0;
   for (int32_t s = 0; s < v->n_slots; s++) {
-    bool first = s == 0 || v->slot_branch[s] != v->slot_branch[s - 1] || v->slot_row[s] / CHI_KV_BLOCK != v->slot_row[s - 1] / CHI_KV_BLOCK;
+    bool first = s == 0 || v->slot_branch[s] != v->slot_branch[s - 1] ||
+                 v->slot_row[s] / CHI_KV_BLOCK != v->slot_row[s - 1] / CHI_KV_BLOCK;
     n += first;
   }
   return n;
@@ -15,11 +16,13 @@ static int64_t kv_blocks(const chi_live *v) { /* blocks that the branches of a l
 
 size_t chi_layers_bytes(const chi_exec *x, const chi_live *live, int32_t chunk) {
   const chi_block_spec *s = chi_net_spec(x->net, live->stack);
-  size_t D = (size_t)s->d, nq = (size_t)(s->heads * s->head_dim), nkv = (size_t)(s->kv_heads * s->head_dim), F = (size_t)s->ffn;
+  size_t D = (size_t)s->d, nq = (size_t)(s->heads * s->head_dim), nkv = (size_t)(s->kv_heads * s->head_dim),
+         F = (size_t)s->ffn;
   size_t per_slot = D * (s->parallel ? 3 : 2) + 2 * nq + 2 * nkv;
   if (live->stack == CHI_VISION) per_slot += D * (size_t)x->net->vision.n_features;
   size_t per_row = 2 * D + nq + 2 * nkv + 2 * F;
-  return sizeof(float) * ((size_t)live->n_slots * per_slot + (size_t)chunk * per_row + 2 * (size_t)kv_blocks(live) * chi_kv_block_floats(s));
+  return sizeof(float) * ((size_t)live->n_slots * per_slot + (size_t)chunk * per_row +
+                          2 * (size_t)kv_blocks(live) * chi_kv_block_floats(s));
 }
 
 static float *floats(chi_layers *L, size_t rows, int64_t cols) {
@@ -30,8 +33,16 @@ int chi_layers_init(chi_layers *L, const chi_exec *x, const chi_live *live, int3
   memset(L, 0, sizeof *L);
   const chi_block_spec *s = chi_net_spec(x->net, live->stack);
   size_t n = (size_t)live->n_slots, nb = x->plan->n_branches, c = (size_t)chunk;
-  *L = (chi_layers){.x = x, .live = live, .stack = live->stack, .s = s, .compute = x->net->compute, .chunk = chunk, .D = s->d,
-                    .nq = (int64_t)s->heads * s->head_dim, .nkv = (int64_t)s->kv_heads * s->head_dim, .err = err};
+  *L = (chi_layers){.x = x,
+                    .live = live,
+                    .stack = live->stack,
+                    .s = s,
+                    .compute = x->net->compute,
+                    .chunk = chunk,
+                    .D = s->d,
+                    .nq = (int64_t)s->heads * s->head_dim,
+                    .nkv = (int64_t)s->kv_heads * s->head_dim,
+                    .err = err};
   L->res = floats(L, n, L->D);
   L->comp = floats(L, n, L->D);
   L->in = s->parallel ? floats(L, n, L->D) : L->res;
@@ -55,9 +66,9 @@ int chi_layers_init(chi_layers *L, const chi_exec *x, const chi_live *live, int3
   L->slot0 = chi_arena_array(&L->arena, nb, sizeof *L->slot0, err);
   L->slot_n = chi_arena_array(&L->arena, nb, sizeof *L->slot_n, err);
   if (live->stack == CHI_VISION) L->features = floats(L, n, L->D * x->net->vision.n_features);
-  if (!L->res || !L->comp || !L->in || !L->q || !L->k || !L->v || !L->mix || !L->tx || !L->th || !L->tq || !L->tk || !L->tv || !L->tg ||
-      !L->tact || !L->list || !L->list_pos || !L->pos || !L->pattern || !L->ktab || !L->vtab || !L->slot0 || !L->slot_n ||
-      (live->stack == CHI_VISION && !L->features))
+  if (!L->res || !L->comp || !L->in || !L->q || !L->k || !L->v || !L->mix || !L->tx || !L->th || !L->tq || !L->tk ||
+      !L->tv || !L->tg || !L->tact || !L->list || !L->list_pos || !L->pos || !L->pattern || !L->ktab || !L->vtab ||
+      !L->slot0 || !L->slot_n || (live->stack == CHI_VISION && !L->features))
     return CHI_ERR_MEMORY;
   for (int32_t i = 0; i < live->n_slots; i++) {
     int b = live->slot_branch[i];
@@ -114,7 +125,8 @@ static int32_t source_slot(const chi_layers *L, const chi_intervention *iv, int3
 }
 
 /* Interventions [from, n) of slot s at a site. at(slot) gives a slot's value: base + index[slot] * width. */
-static int apply_slot(chi_layers *L, chi_site site, int layer, int32_t s, int32_t from, float *base, const int32_t *index, int64_t width) {
+static int apply_slot(chi_layers *L, chi_site site, int layer, int32_t s, int32_t from, float *base,
+                      const int32_t *index, int64_t width) {
   int rc = 0;
   const chi_live *v = L->live;
   int b = v->slot_branch[s];
@@ -135,7 +147,8 @@ out:
   return rc;
 }
 
-static int emit_captures(chi_layers *L, chi_site site, int layer, const float *base, const int32_t *index, int64_t width) {
+static int emit_captures(chi_layers *L, chi_site site, int layer, const float *base, const int32_t *index,
+                         int64_t width) {
   int rc = 0;
   const chi_plan *p = L->x->plan;
   for (size_t c = 0; c < p->n_captures; c++) {
@@ -146,7 +159,8 @@ static int emit_captures(chi_layers *L, chi_site site, int layer, const float *b
     for (int32_t i = 0; i < cap->n_rows; i++) {
       int32_t o = chi_live_slot(L->live, cap->branch, cap->rows[i] + off, chi_site_time(site, layer));
       if (o < 0) {
-        rc = chi_fail(L->err, CHI_ERR_ARG, "row %d is held by the key/value cache; it cannot be captured again", cap->rows[i]);
+        rc = chi_fail(L->err, CHI_ERR_ARG, "row %d is held by the key/value cache; it cannot be captured again",
+                      cap->rows[i]);
         goto out;
       }
       CHI_TRY(chi_exec_emit(L->x, (int)c, i, base + (index ? index[o] : o) * width, width, L->err));
@@ -185,7 +199,12 @@ static int32_t make_list(chi_layers *L, chi_time born, chi_time needed) {
   return n;
 }
 
-typedef struct move { float *dense, *slots; const int32_t *list; int64_t width; bool to_dense; } move;
+typedef struct move {
+  float *dense, *slots;
+  const int32_t *list;
+  int64_t width;
+  bool to_dense;
+} move;
 static void move_row(void *ud, int64_t i) {
   const move *m = ud;
   float *d = m->dense + i * m->width, *s = m->slots + m->list[i] * m->width;
@@ -219,8 +238,9 @@ static int pass_qkv(chi_layers *L, const chi_block *w, int layer) {
     const int32_t *list = L->list + c;
     for (int32_t i = 0; i < m; i++) L->pos[i] = v->slot_row[list[i]];
     const float *x = gather(L->res, list, m, L->D, L->tx);
-    CHI_TRY(chi_block_qkv(L->s, w, &L->x->net->decoder.rope, x, L->pos, m, L->th, dense_out(L->q, list, m, L->nq, L->tq),
-                          dense_out(L->k, list, m, L->nkv, L->tk), dense_out(L->v, list, m, L->nkv, L->tv), L->err));
+    CHI_TRY(chi_block_qkv(L->s, w, &L->x->net->decoder.rope, x, L->pos, m, L->th,
+                          dense_out(L->q, list, m, L->nq, L->tq), dense_out(L->k, list, m, L->nkv, L->tk),
+                          dense_out(L->v, list, m, L->nkv, L->tv), L->err));
     scatter(L->q, list, m, L->nq, L->tq);
     scatter(L->k, list, m, L->nkv, L->tk);
     scatter(L->v, list, m, L->nkv, L->tv);
@@ -250,7 +270,8 @@ out:
 static bool act_wanted(const chi_layers *L, int layer) {
   const chi_plan *p = L->x->plan;
   for (size_t c = 0; c < p->n_captures; c++)
-    if (p->capture[c].stack == L->stack && p->capture[c].site == CHI_SITE_MLP_ACT && p->capture[c].layer == layer) return true;
+    if (p->capture[c].stack == L->stack && p->capture[c].site == CHI_SITE_MLP_ACT && p->capture[c].layer == layer)
+      return true;
   for (size_t b = 0; b < p->n_branches; b++)
     for (int i = 0; i < p->branch[b].count; i++)
       if (chi_iv_acts(&p->branch[b].iv[i], L->stack, CHI_SITE_MLP_ACT, layer)) return true;
@@ -273,7 +294,8 @@ static int pass_mlp(chi_layers *L, const chi_block *w, int layer) {
     float *act = all ? all + c * F : L->tact;
     const float *x = gather(L->in, list, m, L->D, L->tx);
     CHI_TRY(chi_block_act(L->s, w, x, m, L->th, L->tg, act, L->err));
-    for (int32_t i = 0; all && i < m; i++) CHI_TRY(apply_slot(L, CHI_SITE_MLP_ACT, layer, list[i], 0, all, L->list_pos, F));
+    for (int32_t i = 0; all && i < m; i++)
+      CHI_TRY(apply_slot(L, CHI_SITE_MLP_ACT, layer, list[i], 0, all, L->list_pos, F));
     CHI_TRY(chi_block_down(L->s, w, act, dense_out(L->comp, list, m, L->D, L->tq), m, L->err));
     scatter(L->comp, list, m, L->D, L->tq);
   }
@@ -308,7 +330,8 @@ static int branch_blocks(chi_layers *L, int b, int layer) {
     L->vtab[b] = L->vtab[up];
     return 0;
   }
-  float **k = chi_arena_array(&L->layer_arena, (size_t)nb, sizeof *k, L->err), **w = chi_arena_array(&L->layer_arena, (size_t)nb, sizeof *w, L->err);
+  float **k = chi_arena_array(&L->layer_arena, (size_t)nb, sizeof *k, L->err),
+        **w = chi_arena_array(&L->layer_arena, (size_t)nb, sizeof *w, L->err);
   if (!k || !w) return CHI_ERR_MEMORY;
   for (int32_t i = 0; i < nb; i++) {
     size_t at = cached ? (size_t)layer * (size_t)in->cache->n_blocks + (size_t)i : 0;
@@ -330,7 +353,8 @@ static int branch_blocks(chi_layers *L, int b, int layer) {
       w[i] = nv;
     }
     last = i;
-    chi_kv_put(k[i], w[i], L->k + s * L->nkv, L->v + s * L->nkv, v->slot_row[s] % CHI_KV_BLOCK, L->s->kv_heads, L->s->head_dim, L->compute);
+    chi_kv_put(k[i], w[i], L->k + s * L->nkv, L->v + s * L->nkv, v->slot_row[s] % CHI_KV_BLOCK, L->s->kv_heads,
+               L->s->head_dim, L->compute);
   }
   L->ktab[b] = k;
   L->vtab[b] = w;
@@ -357,7 +381,9 @@ static int mark_patterns(chi_layers *L, int layer) {
   memset(L->pattern, 0, (size_t)v->n_slots * sizeof *L->pattern);
   for (size_t c = 0; c < p->n_captures; c++) {
     const chi_capture *cap = &p->capture[c];
-    if (cap->stack != L->stack || cap->site != CHI_SITE_PATTERN || cap->layer != layer || v->include[cap->branch] != CHI_TARGET) continue;
+    if (cap->stack != L->stack || cap->site != CHI_SITE_PATTERN || cap->layer != layer ||
+        v->include[cap->branch] != CHI_TARGET)
+      continue;
     for (int32_t i = 0; i < cap->n_rows; i++) {
       int32_t s = chi_live_slot(v, cap->branch, cap->rows[i], t);
       if (s >= 0) L->pattern[s] = &wanted;
@@ -367,7 +393,9 @@ static int mark_patterns(chi_layers *L, int layer) {
     const chi_eff *e = &L->x->eff[v->slot_branch[s]];
     for (int32_t k = 0; alive(v, s, t) && k < e->n; k++) {
       int32_t i;
-      if (chi_iv_is_edge(e->iv[k]) || !chi_iv_acts(e->iv[k], L->stack, CHI_SITE_PATTERN, layer) || (i = chi_iv_row(e->iv[k], v->slot_row[s])) < 0) continue;
+      if (chi_iv_is_edge(e->iv[k]) || !chi_iv_acts(e->iv[k], L->stack, CHI_SITE_PATTERN, layer) ||
+          (i = chi_iv_row(e->iv[k], v->slot_row[s])) < 0)
+        continue;
       L->pattern[s] = &wanted;
       if (e->iv[k]->op == CHI_OP_COPY) L->pattern[source_slot(L, e->iv[k], i, t)] = &wanted;
     }
@@ -395,19 +423,25 @@ static int fire_patterns(chi_layers *L, int layer, chi_attn_query *qs, int32_t n
     for (int32_t k = 0; k < e->n; k++) {
       const chi_intervention *iv = e->iv[k];
       int32_t i;
-      if (chi_iv_is_edge(iv) || !chi_iv_acts(iv, L->stack, CHI_SITE_PATTERN, layer) || (i = chi_iv_row(iv, v->slot_row[s])) < 0) continue;
+      if (chi_iv_is_edge(iv) || !chi_iv_acts(iv, L->stack, CHI_SITE_PATTERN, layer) ||
+          (i = chi_iv_row(iv, v->slot_row[s])) < 0)
+        continue;
       const float *src = iv->op == CHI_OP_COPY ? L->pattern[source_slot(L, iv, i, t)] : NULL;
-      CHI_TRY(chi_iv_apply(L->x, iv, b, layer, i, L->pattern[s], (int64_t)L->s->heads * qs[j].n_keys, qs[j].n_keys, src, L->err));
+      CHI_TRY(chi_iv_apply(L->x, iv, b, layer, i, L->pattern[s], (int64_t)L->s->heads * qs[j].n_keys, qs[j].n_keys, src,
+                           L->err));
       changed = true;
     }
     if (!changed) continue;
     qs[j].pattern_set = L->pattern[s];
     qs[j].pattern = NULL;
-    CHI_TRY(chi_attention(&qs[j], 1, L->s->heads, L->s->kv_heads, L->s->head_dim, L->s->attn_scale, L->compute, L->err));
+    CHI_TRY(
+        chi_attention(&qs[j], 1, L->s->heads, L->s->kv_heads, L->s->head_dim, L->s->attn_scale, L->compute, L->err));
   }
   for (size_t c = 0; c < L->x->plan->n_captures; c++) {
     const chi_capture *cap = &L->x->plan->capture[c];
-    if (cap->stack != L->stack || cap->site != CHI_SITE_PATTERN || cap->layer != layer || v->include[cap->branch] != CHI_TARGET) continue;
+    if (cap->stack != L->stack || cap->site != CHI_SITE_PATTERN || cap->layer != layer ||
+        v->include[cap->branch] != CHI_TARGET)
+      continue;
     for (int32_t i = 0; i < cap->n_rows; i++) {
       int32_t s = chi_live_slot(v, cap->branch, cap->rows[i], t);
       int64_t keys = L->s->causal ? cap->rows[i] + 1 : chi_exec_rows(L->x, cap->branch, L->stack);
@@ -435,9 +469,15 @@ static int pass_mix(chi_layers *L, int layer) {
     chi_edge *e = edges ? chi_arena_array(&L->layer_arena, (size_t)edges, sizeof *e, L->err) : NULL;
     if (edges && !e) return CHI_ERR_MEMORY;
     if (edges) chi_iv_edges(L->x, b, L->stack, layer, row, e, edges);
-    qs[j] = (chi_attn_query){.q = L->q + chi_live_slot(v, b, row, tq) * L->nq, .out = L->mix + s * L->nq, .row = row,
-                             .kblk = (const float *const *)L->ktab[b], .vblk = (const float *const *)L->vtab[b], .edges = e, .n_edges = edges,
-                             .n_keys = L->s->causal ? row + 1 : chi_exec_rows(L->x, b, L->stack), .pattern = L->any_pattern ? L->pattern[s] : NULL};
+    qs[j] = (chi_attn_query){.q = L->q + chi_live_slot(v, b, row, tq) * L->nq,
+                             .out = L->mix + s * L->nq,
+                             .row = row,
+                             .kblk = (const float *const *)L->ktab[b],
+                             .vblk = (const float *const *)L->vtab[b],
+                             .edges = e,
+                             .n_edges = edges,
+                             .n_keys = L->s->causal ? row + 1 : chi_exec_rows(L->x, b, L->stack),
+                             .pattern = L->any_pattern ? L->pattern[s] : NULL};
   }
   CHI_TRY(chi_attention(qs, n, L->s->heads, L->s->kv_heads, L->s->head_dim, L->s->attn_scale, L->compute, L->err));
   if (L->any_pattern) CHI_TRY(fire_patterns(L, layer, qs, n, L->list));

@@ -21,14 +21,14 @@ typedef struct chi_layers {
   /* of the current pass over a layer's weights */
   int32_t *list, *list_pos, *pos;
   float *tx, *th, *tq, *tk, *tv, *tg, *tact;
-  float *act_all;         /* hidden neurons of the whole list, when somebody looks at them */
+  float *act_all; /* hidden neurons of the whole list, when somebody looks at them */
   /* key/value block tables of the current layer */
   float ***ktab, ***vtab; /* [branch] -> [blocks]; shared with the parent where the branch owns no key */
   float **pool;
   size_t pool_n, pool_used, pool_cap;
   int32_t *slot0, *slot_n; /* slots of a branch */
   bool any_edges, any_pattern;
-  float *features;        /* vision: [slot][n_features*D] */
+  float *features; /* vision: [slot][n_features*D] */
   chi_arena arena, layer_arena;
   chi_err *err;
 } chi_layers;

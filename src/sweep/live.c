@@ -158,8 +158,9 @@ static void needs_of_captures(chi_live *v) {
     const chi_capture *c = &p->capture[i];
     if (v->include[c->branch] != CHI_TARGET || c->stack != v->stack) continue;
     chi_time t = c->site == CHI_SITE_FINAL_NORM || c->site == CHI_SITE_LOGITS ? chi_at(v->layers - 1, CHI_ST_POST)
-                                                                             : chi_site_time(c->site, c->layer);
-    for (int32_t k = 0; k < c->n_rows; k++) chi_live_need(v, c->branch, stack_row(v, c->branch, c->site, c->rows[k]), t);
+                                                                              : chi_site_time(c->site, c->layer);
+    for (int32_t k = 0; k < c->n_rows; k++)
+      chi_live_need(v, c->branch, stack_row(v, c->branch, c->site, c->rows[k]), t);
   }
 }
 

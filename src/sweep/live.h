@@ -13,7 +13,7 @@
 #define CHI_TARGET 2
 
 /* Times before layer 0, in the order in which they happen. */
-#define CHI_T_INPUT chi_at(-1, CHI_ST_IN)         /* the row's value is computed from the input or another stack */
+#define CHI_T_INPUT chi_at(-1, CHI_ST_IN) /* the row's value is computed from the input or another stack */
 #define CHI_T_IMAGE_EMBED chi_at(-1, CHI_ST_MID)
 #define CHI_T_EMBED chi_at(-1, CHI_ST_POST)
 
@@ -22,13 +22,13 @@ typedef struct chi_live {
   chi_stack stack;
   int32_t layers;
   bool causal;
-  const uint8_t *include;   /* branches of this piece: CHI_TARGET = its captures are emitted, 1 = others need it */
+  const uint8_t *include;    /* branches of this piece: CHI_TARGET = its captures are emitted, 1 = others need it */
   chi_time **birth, **death; /* [branch][rows] */
-  int32_t **slot;           /* [branch][rows], -1 = owns nothing */
+  int32_t **slot;            /* [branch][rows], -1 = owns nothing */
   int32_t n_slots;
   int32_t *slot_branch, *slot_row; /* slots in topological order of branches, rows ascending */
   chi_time *slot_birth, *slot_death;
-  int64_t row_layers;       /* sum over slots of the layers that they live through */
+  int64_t row_layers; /* sum over slots of the layers that they live through */
   chi_arena arena;
 } chi_live;
 

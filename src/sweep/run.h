@@ -21,12 +21,12 @@ typedef struct chi_run_stats {
 
 typedef struct chi_run_opts {
   chi_executor executor;
-  size_t mem;               /* byte budget for activations; 0 = 4 GiB. A single branch over it is refused */
-  int32_t chunk;            /* rows per pass over a layer's weights; 0 = default. Never changes a bit */
+  size_t mem;    /* byte budget for activations; 0 = 4 GiB. A single branch over it is refused */
+  int32_t chunk; /* rows per pass over a layer's weights; 0 = default. Never changes a bit */
   chi_capture_fn on_capture;
   void *ud;
-  const char *what;         /* progress label, NULL = silent */
-  chi_run_stats *stats;     /* NULL = not wanted */
+  const char *what;     /* progress label, NULL = silent */
+  chi_run_stats *stats; /* NULL = not wanted */
 } chi_run_opts;
 
 /* Checks the plan against the network, then runs it. */

@@ -11,7 +11,7 @@ typedef struct proj {
   int32_t **slot; /* [branch][n_image_rows], -1 = the parent's */
   int32_t n;
   int32_t *branch, *row;
-  float *out;     /* [n][d]: picture rows as they enter the decoder */
+  float *out; /* [n][d]: picture rows as they enter the decoder */
   chi_arena arena;
 } proj;
 
@@ -71,11 +71,14 @@ static int proj_slots(piece *pc) {
     for (size_t i = 0; i < nb; i++) {
       int b = x->order[i];
       if (!pc->include[b] || !chi_exec_input(x, b)->pixels) continue;
-      if (!pass && !(p->slot[b] = chi_arena_array(&p->arena, (size_t)rows, sizeof **p->slot, pc->err))) return CHI_ERR_MEMORY;
+      if (!pass && !(p->slot[b] = chi_arena_array(&p->arena, (size_t)rows, sizeof **p->slot, pc->err)))
+        return CHI_ERR_MEMORY;
       for (int32_t r = 0; r < rows; r++) {
         bool dirty = pass ? p->slot[b][r] >= 0 : proj_dirty(pc, b, r);
-        if (!pass) p->slot[b][r] = dirty ? n : -1;
-        else if (dirty) p->branch[n] = b, p->row[n] = r;
+        if (!pass)
+          p->slot[b][r] = dirty ? n : -1;
+        else if (dirty)
+          p->branch[n] = b, p->row[n] = r;
         n += dirty;
       }
     }
@@ -98,7 +101,8 @@ static int proj_fire(piece *pc, chi_site site, float *buf, int64_t width) {
       const chi_intervention *iv = e->iv[k];
       int32_t i;
       if (!chi_iv_acts(iv, CHI_PROJECTOR, site, 0) || (i = chi_iv_row(iv, pc->p.row[s])) < 0) continue;
-      const float *src = iv->op == CHI_OP_COPY ? buf + proj_slot(pc, iv->source, chi_iv_source_row(iv, i)) * width : NULL;
+      const float *src =
+          iv->op == CHI_OP_COPY ? buf + proj_slot(pc, iv->source, chi_iv_source_row(iv, i)) * width : NULL;
       CHI_TRY(chi_iv_apply(x, iv, b, 0, i, buf + s * width, width, 0, src, pc->err));
     }
   }
@@ -119,7 +123,8 @@ static int run_projector(piece *pc, const chi_layers *L) {
   proj *p = &pc->p;
   int64_t D = v->spec.d, F = D * v->n_features, ffn = net->projector.l1.w.n, d = net->decoder.spec.d;
   chi_arena a = {0};
-  float *feat = chi_arena_array(&a, (size_t)(p->n * F), sizeof *feat, pc->err), *act = chi_arena_array(&a, (size_t)(p->n * ffn), sizeof *act, pc->err);
+  float *feat = chi_arena_array(&a, (size_t)(p->n * F), sizeof *feat, pc->err),
+        *act = chi_arena_array(&a, (size_t)(p->n * ffn), sizeof *act, pc->err);
   p->out = chi_arena_array(&p->arena, (size_t)(p->n * d), sizeof *p->out, pc->err);
   if (!feat || !act || !p->out) {
     rc = CHI_ERR_MEMORY;
@@ -151,7 +156,8 @@ static int run_vision(piece *pc) {
   int64_t D = L.D;
   for (size_t i = 0; i < x->plan->n_branches; i++) {
     int b = (int)i;
-    if (!pc->include[b] || x->plan->branch[b].parent >= 0 || !x->plan->branch[b].input.pixels || L.slot_n[b] == 0) continue;
+    if (!pc->include[b] || x->plan->branch[b].parent >= 0 || !x->plan->branch[b].input.pixels || L.slot_n[b] == 0)
+      continue;
     if (!embed && !(embed = chi_calloc((size_t)(net->vision.rows * D), sizeof *embed, pc->err))) {
       rc = CHI_ERR_MEMORY;
       goto out;
@@ -191,8 +197,14 @@ static void fill_input(piece *pc, chi_layers *L) {
   }
 }
 
-typedef struct final_row { int branch; int32_t row, slot; } final_row;
-typedef struct final_list { final_row *r; size_t n, cap; } final_list;
+typedef struct final_row {
+  int branch;
+  int32_t row, slot;
+} final_row;
+typedef struct final_list {
+  final_row *r;
+  size_t n, cap;
+} final_list;
 
 static int64_t find_final(const final_list *f, int b, int32_t row) {
   for (size_t i = 0; i < f->n; i++)
@@ -208,7 +220,9 @@ static int add_final(piece *pc, final_list *f, int b, int32_t row) {
   for (int32_t k = 0; k < pc->x->eff[b].n; k++) { /* rows that this one copies from */
     const chi_intervention *iv = pc->x->eff[b].iv[k];
     int32_t i;
-    if (iv->op != CHI_OP_COPY || iv->stack != CHI_DECODER || (iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS)) continue;
+    if (iv->op != CHI_OP_COPY || iv->stack != CHI_DECODER ||
+        (iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS))
+      continue;
     if ((i = chi_iv_row(iv, row)) < 0) continue;
     if ((rc = add_final(pc, f, iv->source, chi_iv_source_row(iv, i))) != 0) return rc;
   }
@@ -225,7 +239,8 @@ static int final_order(const chi_exec *x, final_list *f) { /* sort by place of t
   return 0;
 }
 
-static int fire_final(piece *pc, const final_list *f, size_t from, size_t n, chi_site site, float *buf, int64_t width, const float *first) {
+static int fire_final(piece *pc, const final_list *f, size_t from, size_t n, chi_site site, float *buf, int64_t width,
+                      const float *first) {
   int rc = 0;
   for (size_t j = 0; j < n; j++) {
     const final_row *r = &f->r[from + j];
@@ -234,7 +249,8 @@ static int fire_final(piece *pc, const final_list *f, size_t from, size_t n, chi
       const chi_intervention *iv = e->iv[k];
       int32_t i;
       if (!chi_iv_acts(iv, CHI_DECODER, site, -1) || (i = chi_iv_row(iv, r->row)) < 0) continue;
-      const float *src = iv->op == CHI_OP_COPY ? first + find_final(f, iv->source, chi_iv_source_row(iv, i)) * width : NULL;
+      const float *src =
+          iv->op == CHI_OP_COPY ? first + find_final(f, iv->source, chi_iv_source_row(iv, i)) * width : NULL;
       CHI_TRY(chi_iv_apply(pc->x, iv, r->branch, -1, i, buf + (int64_t)j * width, width, 0, src, pc->err));
     }
     for (const int32_t *c = pc->x->captures_of[r->branch]; *c >= 0; c++) {
@@ -265,13 +281,15 @@ static int run_head(piece *pc, const chi_layers *L) {
   chi_arena a = {0};
   for (size_t c = 0; c < x->plan->n_captures; c++) {
     const chi_capture *cap = &x->plan->capture[c];
-    if (pc->include[cap->branch] != CHI_TARGET || (cap->site != CHI_SITE_FINAL_NORM && cap->site != CHI_SITE_LOGITS)) continue;
+    if (pc->include[cap->branch] != CHI_TARGET || (cap->site != CHI_SITE_FINAL_NORM && cap->site != CHI_SITE_LOGITS))
+      continue;
     for (int32_t i = 0; i < cap->n_rows; i++) CHI_TRY(add_final(pc, &f, cap->branch, cap->rows[i]));
   }
   if (f.n == 0) goto out;
   final_order(x, &f);
   size_t step = copies_logits(pc) ? f.n : f.n < 64 ? f.n : 64;
-  float *in = chi_arena_array(&a, f.n * (size_t)D, sizeof *in, pc->err), *norm = chi_arena_array(&a, f.n * (size_t)D, sizeof *norm, pc->err);
+  float *in = chi_arena_array(&a, f.n * (size_t)D, sizeof *in, pc->err),
+        *norm = chi_arena_array(&a, f.n * (size_t)D, sizeof *norm, pc->err);
   float *logits = chi_arena_array(&a, step * (size_t)V, sizeof *logits, pc->err);
   if (!in || !norm || !logits) {
     rc = CHI_ERR_MEMORY;
@@ -280,7 +298,8 @@ static int run_head(piece *pc, const chi_layers *L) {
   for (size_t j = 0; j < f.n; j++) {
     int32_t s = chi_live_slot(&pc->dec, f.r[j].branch, f.r[j].row, chi_at(pc->dec.layers - 1, CHI_ST_POST));
     if (s < 0) {
-      rc = chi_fail(pc->err, CHI_ERR_ARG, "row %d is held by the key/value cache; its logits were given before", f.r[j].row);
+      rc = chi_fail(pc->err, CHI_ERR_ARG, "row %d is held by the key/value cache; its logits were given before",
+                    f.r[j].row);
       goto out;
     }
     memcpy(in + (int64_t)j * D, L->res + s * D, (size_t)D * sizeof *in);
@@ -335,7 +354,8 @@ static int plan_piece(piece *pc) {
     chi_live_births(&pc->vis);
     for (size_t b = 0; b < x->plan->n_branches; b++)
       for (int32_t r = v->select; pc->include[b] && chi_exec_input(x, (int)b)->pixels && r < v->rows; r++)
-        for (int32_t f = 0; f < v->n_features; f++) chi_live_need(&pc->vis, (int)b, r, chi_at(v->feature[f] - 1, CHI_ST_POST));
+        for (int32_t f = 0; f < v->n_features; f++)
+          chi_live_need(&pc->vis, (int)b, r, chi_at(v->feature[f] - 1, CHI_ST_POST));
     CHI_TRY(chi_live_deaths(&pc->vis, pc->err));
   }
   CHI_TRY(chi_live_init(&pc->dec, x, CHI_DECODER, pc->include, pc->err));
@@ -349,7 +369,8 @@ static int plan_piece(piece *pc) {
   for (size_t b = 0; b < x->plan->n_branches; b++) { /* a cached root must leave keys for all its rows */
     const chi_input *in = &x->plan->branch[b].input;
     if (!pc->include[b] || x->plan->branch[b].parent >= 0 || !in->cache) continue;
-    for (int32_t r = in->cache->rows; r < in->n_rows; r++) chi_live_need(&pc->dec, (int)b, r, chi_at(pc->dec.layers - 1, CHI_ST_QKV));
+    for (int32_t r = in->cache->rows; r < in->n_rows; r++)
+      chi_live_need(&pc->dec, (int)b, r, chi_at(pc->dec.layers - 1, CHI_ST_QKV));
   }
   for (size_t b = 0; b < x->plan->n_branches; b++) /* rows whose final norm or logits others copy */
     for (int i = 0; pc->include[b] && i < x->plan->branch[b].count; i++) {
@@ -367,7 +388,9 @@ static size_t piece_bytes(const piece *pc) {
   const chi_net *net = pc->x->net;
   int32_t chunk = pc->x->opts->chunk > 0 ? pc->x->opts->chunk : kChunk;
   size_t dec = chi_layers_bytes(pc->x, &pc->dec, chunk), vis = 0;
-  if (pc->has_vis) vis = chi_layers_bytes(pc->x, &pc->vis, kChunk) + (size_t)pc->vis.n_slots * (size_t)(net->projector.l1.w.n + net->decoder.spec.d) * 4;
+  if (pc->has_vis)
+    vis = chi_layers_bytes(pc->x, &pc->vis, kChunk) +
+          (size_t)pc->vis.n_slots * (size_t)(net->projector.l1.w.n + net->decoder.spec.d) * 4;
   return dec > vis ? dec : vis;
 }
 
@@ -400,8 +423,9 @@ static int run_targets(chi_exec *x, const int *targets, size_t n, int64_t done, 
     return rc;
   }
   if (bytes > mem) {
-    rc = chi_fail(err, CHI_ERR_MEMORY, "%s of the plan needs %.1f MB of activations; the budget is %.1f MB: raise --mem", n > 1 ? "a generation step" : "one branch",
-                  (double)bytes / 1e6, (double)mem / 1e6);
+    rc =
+        chi_fail(err, CHI_ERR_MEMORY, "%s of the plan needs %.1f MB of activations; the budget is %.1f MB: raise --mem",
+                 n > 1 ? "a generation step" : "one branch", (double)bytes / 1e6, (double)mem / 1e6);
     goto out;
   }
   if (x->opts->stats) {
@@ -426,9 +450,11 @@ int chi_run_sweep(chi_exec *x, chi_err *err) {
   if (x->opts->stats) {
     *x->opts->stats = (chi_run_stats){0};
     for (size_t i = 0; i < n; i++)
-      x->opts->stats->dense_row_layers += (int64_t)chi_exec_rows(x, targets[i], CHI_DECODER) * x->net->shape.stack[CHI_DECODER].layers;
+      x->opts->stats->dense_row_layers +=
+          (int64_t)chi_exec_rows(x, targets[i], CHI_DECODER) * x->net->shape.stack[CHI_DECODER].layers;
   }
-  int64_t layers = x->net->shape.stack[CHI_DECODER].layers + (x->net->has_vision ? x->net->shape.stack[CHI_VISION].layers : 0);
+  int64_t layers =
+      x->net->shape.stack[CHI_DECODER].layers + (x->net->has_vision ? x->net->shape.stack[CHI_VISION].layers : 0);
   int rc = n ? run_targets(x, targets, n, 0, layers, err) : 0;
   chi_free(targets);
   return rc;
