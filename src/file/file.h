@@ -35,6 +35,8 @@ void chi_out_abort(chi_out *o);                  /* NULL-safe */
 /* Strict: duplicate keys, trailing text, depth and size limits refused with line and column. Caller: json_decref. */
 int chi_json_load(json_t **out, const char *path, size_t max_bytes, chi_err *err);
 int chi_json_parse(json_t **out, const char *text, size_t len, const char *what, chi_err *err);
+/* Strings may hold \u0000, as the metadata of safetensors may; as C strings they end there. */
+int chi_json_parse_nul(json_t **out, const char *text, size_t len, const char *what, chi_err *err);
 /* Typed getters. `where` names the object in messages ("config.json: text_config"). Missing key or null: *out keeps
  * its value and 0 is returned by _opt; plain versions fail with key name. Wrong type or out-of-range: fails with key and value. */
 int chi_json_i64(int64_t *out, const json_t *obj, const char *key, int64_t min, int64_t max, const char *where,

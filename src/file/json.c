@@ -27,7 +27,7 @@ static size_t memory_needed(const char *text, size_t len) {
   return cost + len;
 }
 
-int chi_json_parse(json_t **out, const char *text, size_t len, const char *what, chi_err *err) {
+static int parse(json_t **out, const char *text, size_t len, const char *what, size_t flags, chi_err *err) {
   json_error_t e;
   *out = NULL;
   size_t need = memory_needed(text, len);
@@ -35,13 +35,21 @@ int chi_json_parse(json_t **out, const char *text, size_t len, const char *what,
     return chi_fail(err, CHI_ERR_MEMORY, "%s: its JSON values would take about %zu MB, more than the limit of %zu MB",
                     what, need >> 20, MEMORY_LIMIT >> 20);
   }
-  json_t *j = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
+  json_t *j = json_loadb(text, len, JSON_REJECT_DUPLICATES | flags, &e);
   if (!j) {
     int code = json_error_code(&e) == json_error_out_of_memory ? CHI_ERR_MEMORY : CHI_ERR_FORMAT;
     return chi_fail(err, code, "%s: line %d, column %d: not valid JSON: %s", what, e.line, e.column, e.text);
   }
   *out = j;
   return 0;
+}
+
+int chi_json_parse(json_t **out, const char *text, size_t len, const char *what, chi_err *err) {
+  return parse(out, text, len, what, 0, err);
+}
+
+int chi_json_parse_nul(json_t **out, const char *text, size_t len, const char *what, chi_err *err) {
+  return parse(out, text, len, what, JSON_ALLOW_NUL, err);
 }
 
 int chi_json_load(json_t **out, const char *path, size_t max_bytes, chi_err *err) {

@@ -167,7 +167,7 @@ static int read_part(chi_st *s, size_t at, chi_err *err) {
   json_t *info;
   size_t first = s->n;
   CHI_TRY(find_header(m, &text, &len, err));
-  CHI_TRY(chi_json_parse(&header, text, (size_t)len, "header", err));
+  CHI_TRY(chi_json_parse_nul(&header, text, (size_t)len, "header", err));
   if (!json_is_object(header)) {
     rc = chi_fail(err, CHI_ERR_FORMAT, "its header is not a JSON object");
     goto out;
