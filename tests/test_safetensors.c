@@ -34,7 +34,7 @@ static void reads_a_file(void **state) {
   (void)state;
   chi_st *s = NULL;
   const char *path = make("ok.safetensors",
-                          "{\"__metadata__\":{\"format\":\"pt\"},\"x\":{" X_F32
+                          "{\"__metadata__\":{\"format\":\"pt\",\"text\":\"a\\u0000b\"},\"x\":{" X_F32
                           "},\"a\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[16,19]},"
                           "\"none\":{\"dtype\":\"BF16\",\"shape\":[0,5],\"data_offsets\":[7,7]},"
                           "\"one\":{\"dtype\":\"BOOL\",\"shape\":[],\"data_offsets\":[19,20],\"extra\":1}}   ",
@@ -56,6 +56,7 @@ static void reads_a_file(void **state) {
   assert_int_equal(chi_st_find(s, "none")->bytes, 0);
   assert_int_equal(chi_st_find(s, "one")->ndim, 0);
   assert_string_equal(chi_st_meta(s, "format"), "pt");
+  assert_string_equal(chi_st_meta(s, "text"), "a"); /* up to the NUL */
   assert_null(chi_st_meta(s, "absent"));
   char hex[65], want[65];
   assert_works(chi_st_hash(hex, s, err));
@@ -105,6 +106,7 @@ static void wrong_headers_are_refused(void **state) {
       {"{\"__metadata__\":[],\"x\":{" X_F32 "}}", CHI_ERR_FORMAT, "__metadata__"},
       {"{\"__metadata__\":{\"k\":1},\"x\":{" X_F32 "}}", CHI_ERR_FORMAT, "metadata \"k\" is not a string"},
       {"{\"bad\\u001b[31m\\u0085\":{}}", CHI_ERR_FORMAT, "tensor \"bad?[31m?\":"},
+      {"{\"a\\u0000b\":{}}", CHI_ERR_FORMAT, "NUL"},
       {"{\"\xff\":{}}", CHI_ERR_FORMAT, "unable to decode byte"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

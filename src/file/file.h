@@ -22,7 +22,8 @@ int chi_sha256_file(char hex[65], const char *path, chi_err *err);
 
 /* ---- atomic output --------------------------------------------------------------------------------------- */
 /* Writes to a temporary file beside `path`, then fsync + rename on commit. Abort (or a failed write) leaves neither
- * file. Errors are sticky: the first one is reported by commit. A path that names a device or a pipe is written in place. */
+ * file. Errors are sticky: the first one is reported by commit.
+ * A path that names a device or a pipe is written in place. */
 typedef struct chi_out chi_out;
 int chi_out_open(chi_out **out, const char *path, chi_err *err);
 int chi_out_write(chi_out *o, const void *p, size_t n, chi_err *err);
@@ -38,7 +39,8 @@ int chi_json_parse(json_t **out, const char *text, size_t len, const char *what,
 /* Strings may hold \u0000, as the metadata of safetensors may; as C strings they end there. */
 int chi_json_parse_nul(json_t **out, const char *text, size_t len, const char *what, chi_err *err);
 /* Typed getters. `where` names the object in messages ("config.json: text_config"). Missing key or null: *out keeps
- * its value and 0 is returned by _opt; plain versions fail with key name. Wrong type or out-of-range: fails with key and value. */
+ * its value and 0 is returned by _opt; plain versions fail with key name. Wrong type or out-of-range: fails with
+ * key and value. */
 int chi_json_i64(int64_t *out, const json_t *obj, const char *key, int64_t min, int64_t max, const char *where,
                  chi_err *err);
 int chi_json_i64_opt(int64_t *out, const json_t *obj, const char *key, int64_t min, int64_t max, const char *where,
