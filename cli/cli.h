@@ -116,7 +116,7 @@ int cli_provenance(chi_provenance *out, const cli *c, chi_model *m, const chi_pr
 /* Sweep with the budget of --mem; what = progress label. */
 chi_run_opts cli_run_opts(const cli *c, const char *what);
 
-/* Columns of the terminal on stdout; 100 where it is none. */
+/* Columns of the terminal on stdout; 160 where it is none. */
 int cli_width(void);
 /* Text to stdout in one go; a full disk or a closed pipe behind it is an error here. */
 int cli_print(const chi_str *s, chi_err *err);

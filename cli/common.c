@@ -98,7 +98,7 @@ void cli_start(int argc, char **argv) {
 int cli_width(void) {
   struct winsize w;
   if (isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col >= 40) return w.ws_col;
-  return 100;
+  return 160;
 }
 
 static int write_out(const char *text, size_t n, chi_err *err) {

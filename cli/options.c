@@ -309,19 +309,16 @@ static void opt_name(const cli_opt *o, chi_str *s) {
 
 /* text folded at 100 columns, continuation lines indented. */
 static void fold(chi_str *out, const char *text, int column, int indent) {
-  for (const char *p = text; *p;) {
-    int n = (int)strcspn(p, " ");
-    if (column + n > 100 && column > indent) {
+  for (const char *p = text; *p; p += strspn(p, " ")) {
+    int n = (int)strcspn(p, " "), gap = p != text;
+    if (column + gap + n > 100 && column > indent) {
       chi_str_addf(out, "\n%*s", indent, "");
       column = indent;
+      gap = 0;
     }
-    chi_str_addn(out, p, (size_t)n);
-    column += n;
+    chi_str_addf(out, "%*s%.*s", gap, "", n, p);
+    column += gap + n;
     p += n;
-    if (*p == ' ') {
-      chi_str_add(out, " ");
-      column++, p++;
-    }
   }
 }
 
