@@ -221,6 +221,9 @@ int chi_constraint_find(chi_span *out, const char **how, const char *question, c
 int chi_span_tokens(size_t *first, size_t *last, bool *grown, const chi_tokens *t, const char *text, chi_span span,
                     chi_err *err) {
   size_t b = t->n, e = 0, lo = span.begin, hi = span.end;
+  if (span.begin >= span.end)
+    return chi_fail(err, CHI_ERR_ARG, "the span of bytes %zu to %zu is empty: no token covers it", span.begin,
+                    span.end);
   for (size_t k = 0; k < t->n; k++) {
     size_t tb = (size_t)t->begin[k], te = (size_t)t->end[k];
     if (tb >= te || tb >= span.end || te <= span.begin) continue;

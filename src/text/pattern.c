@@ -1,7 +1,7 @@
 /* Patterns of tokenizer files: literals, and regular expressions in Oniguruma's dialect run by PCRE2.
  *
- * The two dialects agree on what tokenizers use, with a few silent differences: what \s, \w, \h and \v mean, the Unicode
- * version, nested classes, and what `}+` means. Those are rewritten or refused, never passed on.
+ * The two dialects agree on what tokenizers use, with a few silent differences: what \s, \w, \h and \v mean, the
+ * Unicode version, nested classes, and what `}+` means. Those are rewritten or refused, never passed on.
  */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>

@@ -1,5 +1,5 @@
-/* The normalizer, pre_tokenizer, post_processor and decoder objects of tokenizer.json -> flat lists of steps. A type, field
- * value or pattern that we would treat differently from the reference is refused by name. */
+/* The normalizer, pre_tokenizer, post_processor and decoder objects of tokenizer.json -> flat lists of steps. A type,
+ * field value or pattern that we would treat differently from the reference is refused by name. */
 #include "text/tok.h"
 
 #include <string.h>
@@ -111,7 +111,7 @@ out:
 }
 
 /* ---- pre-tokenizers ---------------------------------------------------------------------------------------- */
-/* Replacement, prepend scheme and split of a Metaspace; files before 2024 have add_prefix_space in place of a scheme. */
+/* Replacement, prepend scheme and split of a Metaspace; files before 2024 have add_prefix_space, not a scheme. */
 static int metaspace(loader *l, const json_t *o, const char **rep, chi_scheme *scheme, bool *split) {
   static const char *const schemes[] = {"always", "first", "never"};
   int rc = 0, which = CHI_PREPEND_ALWAYS;

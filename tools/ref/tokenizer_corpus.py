@@ -2,7 +2,7 @@
 """Makes tests/fixtures/tokenizer: a seeded corpus, small tokenizers of our own, and what Hugging Face `tokenizers` makes
 of every line, as checksums.
 
-    python tools/ref/tokenizer_corpus.py [--real models/cache/tokenizers]
+    python tools/ref/tokenizer_corpus.py [--real models/cache/tokenizers] [--train]
 
 Pinned: tokenizers 0.23.3 (the reference), Python >= 3.10. The files:
   corpus.txt        one text a line; \\n, \\r, \\0 and \\\\ are escapes
@@ -13,6 +13,7 @@ Pinned: tokenizers 0.23.3 (the reference), Python >= 3.10. The files:
   variants.bin      the same three numbers per variant and line
   real.json, real/  the same for models/demo and for public tokenizers that scripts/get_tokenizers.sh fetches; only checksums
                     are kept here
+and fuzz/corpus/tokenizer.
 Decoded text is taken up to its first NUL. Offsets are not compared where Unicode normalization changed the line (the
 reference gives a composed character the place of its first part, we give it all parts), where a normalizer replaces
 several characters (it gives the place of the last one), and where unknown characters are dropped or reordered (its
@@ -347,6 +348,38 @@ def variants(own):
     return v
 
 
+# ---- seeds for fuzz/fuzz_tokenizer.c: a small tokenizer.json, a NUL, a text --------------------------------------
+def fuzz_seeds(own, vs):
+    keep = {"llama2": 40, "llama2-metaspace": 40, "gpt2": 30, "llama3": 30, "qwen": 30}
+    small = {}
+    for name, j in own.items():
+        j = copy.deepcopy(j)
+        vocab = sorted(j["model"]["vocab"].items(), key=lambda x: x[1])
+        merges = [m if isinstance(m, list) else m.split(" ") for m in j["model"]["merges"]][:keep[name]]
+        need = {"".join(m) for m in merges} | {p for m in merges for p in m} | {t["content"] for t in j["added_tokens"]}
+        need |= {"<0x%02X>" % b for b in (0xE2, 0x96, 0x81, 0xC3, 0xA9, 0x0A)} | {"a", "b", "e", "th"}
+        old = dict(vocab)
+        names = [t for t, _ in vocab if t in need] + sorted(t["content"] for t in j["added_tokens"] if t["content"] not in old)
+        new = {t: i for i, t in enumerate(names)}
+        j["model"].update(vocab={t: i for t, i in new.items() if t in old}, merges=merges)
+        for t in j["added_tokens"]: t["id"] = new[t["content"]]
+        text = json.dumps(j["post_processor"])
+        j["post_processor"] = json.loads(text)
+        for p in [j["post_processor"]] + j["post_processor"].get("processors", []):
+            for t in p.get("special_tokens", {}).values(): t["ids"] = [new[x] for x in t["tokens"]]
+        small[name] = j
+    text = "USER: <image>\nWhat's the caf\u00e9 e\u0301 <s> \u2581 12345  \U0001f600<|eot_id|>\t?"
+    out = {name: j for name, j in small.items()}
+    for v in vs:
+        if v["model"].get("vocab") or v["set"].get("added_tokens") or "Template" in json.dumps(v["set"]): continue
+        if hashlib.sha256(v["name"].encode()).digest()[0] % 4: continue
+        j = copy.deepcopy(small[v["base"]])
+        j.update(v["set"])
+        j["model"].update(v["model"])
+        out[v["name"]] = j
+    return {n: json.dumps(j, ensure_ascii=False, separators=(",", ":")).encode() + b"\0" + text.encode() for n, j in out.items()}
+
+
 # ---- running the reference -------------------------------------------------------------------------------------
 def nul(b):
     return b.split(b"\0")[0]
@@ -387,12 +420,15 @@ def run(j, lines, offsets=True):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--real", default=os.path.join(ROOT, "models", "cache", "tokenizers"))
+    ap.add_argument("--train", action="store_true", help="train own/*.json anew (the trainer breaks ties differently every time)")
     args = ap.parse_args()
     lines = make_corpus()
     write(os.path.join(OUT, "corpus.txt"), "".join(escape(l) + "\n" for l in lines).encode())
-    own = own_tokenizers(lines)
+    names = ["llama2", "llama2-metaspace", "gpt2", "llama3", "qwen"]
+    paths = {name: os.path.join(OUT, "own", name + ".json") for name in names}
+    own = own_tokenizers(lines) if args.train else {name: json.load(open(path)) for name, path in paths.items()}
     for name, j in own.items():
-        write(os.path.join(OUT, "own", name + ".json"), json.dumps(j, ensure_ascii=False, separators=(",", ":")).encode())
+        write(paths[name], json.dumps(j, ensure_ascii=False, separators=(",", ":")).encode())
         write(os.path.join(OUT, "own", name + ".bin"), run(j, lines))
     picked = sorted(set(range(24)) | set(random.Random(3).sample(range(24, len(lines)), 170)))
     vs, data = variants(own), b""
@@ -404,6 +440,8 @@ def main():
         data += run(j, [lines[i] for i in picked], offsets)
     write(os.path.join(OUT, "variants.json"), json.dumps({"lines": picked, "variants": vs}, ensure_ascii=False, separators=(",", ":")).encode())
     write(os.path.join(OUT, "variants.bin"), data)
+    for name, seed in fuzz_seeds(own, vs).items():
+        write(os.path.join(ROOT, "fuzz", "corpus", "tokenizer", name), seed)
     dirs = {"demo": os.path.join(ROOT, "models", "demo")}
     for name in sorted(os.listdir(args.real)) if os.path.isdir(args.real) else []:
         dirs[name] = os.path.join(args.real, name)
