@@ -39,6 +39,7 @@ const char *tmp_path(const char *name) {
 }
 
 void put_file(const char *path, const void *bytes, size_t n) {
+  unlink(path); /* a fresh file: some file systems flush one that is written over */
   FILE *f = fopen(path, "wb");
   if (!f) fail_msg("cannot write %s", path);
   size_t done = n ? fwrite(bytes, 1, n, f) : 0;
