@@ -30,7 +30,13 @@ c_files() { find src cli tests fuzz examples bench -name '*.c' -not -path '*/fix
 c_and_headers() { find src cli include tests fuzz examples bench \( -name '*.c' -o -name '*.h' \) -not -path '*/fixtures/*' 2>/dev/null | sort; }
 
 # Headers keep their hand-aligned tables; sources are exactly what clang-format 14 makes of them.
-format() { c_files | xargs clang-format --dry-run -Werror; }
+format() {
+  bad=0
+  for f in $(c_files); do
+    clang-format --dry-run -Werror "$f" >/dev/null 2>&1 || { echo "$f: run clang-format -i $f"; bad=1; }
+  done
+  return $bad
+}
 lengths() { c_and_headers | xargs awk -f scripts/check_lengths.awk; }
 words() { find src cli -name '*.[ch]' | sort | xargs awk -f scripts/check_words.awk; }
 shell_syntax() { for f in scripts/*.sh; do sh -n "$f" || return 1; done && bash -n .ci/run; }
