@@ -108,10 +108,10 @@ static const cli_opt kOpts[] = {
     {0}};
 
 static int parse_sites(bool site[CHI_TRACE_SITES], const char *list, chi_err *err) {
-  char buf[256];
+  char buf[256], *save = NULL;
   bool any = false;
   snprintf(buf, sizeof buf, "%s", list);
-  for (char *p = strtok(buf, ","); p; p = strtok(NULL, ",")) {
+  for (char *p = strtok_r(buf, ",", &save); p; p = strtok_r(NULL, ",", &save)) {
     int s = 0;
     while (s < CHI_TRACE_SITES && strcmp(chi_trace_site_name[s], p) != 0) s++;
     if (s == CHI_TRACE_SITES) return cli_usage(err, "--sites: '%s' is not one of mlp, attn, hidden", p);

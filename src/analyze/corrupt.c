@@ -136,14 +136,14 @@ static int embedding_std(double *out, const chi_model *m, const char *file, chi_
   int rc = 0;
   int64_t d = m->net.decoder.spec.d, n = 0;
   double sum = 0, sq = 0;
-  char *text = NULL;
+  char *text = NULL, *save = NULL;
   chi_tokens t = {0};
   float *row = chi_calloc((size_t)d, sizeof *row, err);
   if (!row) return CHI_ERR_MEMORY;
   if (file) {
     size_t len;
     CHI_TRY(chi_read_file(&text, &len, file, 64 << 20, err));
-    for (char *line = strtok(text, "\r\n"); line; line = strtok(NULL, "\r\n"))
+    for (char *line = strtok_r(text, "\r\n", &save); line; line = strtok_r(NULL, "\r\n", &save))
       CHI_TRY(chi_encode(m->tok, line, strlen(line), false, &t, err));
     for (size_t i = 0; i < t.n; i++, n += d) {
       chi_net_embed_token(&m->net, t.id[i], row);
@@ -189,11 +189,11 @@ out:
 
 /* "3s,samples=10,seed=1": a number, or a number of standard deviations. */
 static int noise_spec(chi_corruption *c, const char *spec, double *factor, bool *relative, chi_err *err) {
-  char buf[128];
+  char buf[128], *save = NULL;
   *factor = 3, *relative = true;
   c->n = 10;
   snprintf(buf, sizeof buf, "%s", spec);
-  for (char *p = strtok(buf, ","); p; p = strtok(NULL, ",")) {
+  for (char *p = strtok_r(buf, ",", &save); p; p = strtok_r(NULL, ",", &save)) {
     char *end = NULL;
     if (strncmp(p, "samples=", 8) == 0)
       c->n = (int)strtol(p + 8, &end, 10);
