@@ -18,7 +18,45 @@ static int32_t stack_row(const chi_live *v, int b, chi_site site, int32_t row) {
   return site == CHI_SITE_IMAGE_EMBED ? row + chi_exec_input(v->x, b)->image_row : row;
 }
 
+/* The first row that a branch can own. Everything that is one per row starts there: most branches of a causal map touch
+ * the last few rows only. */
+static int32_t first_row(const chi_live *v, int b) {
+  const chi_plan_branch *br = &v->x->plan->branch[b];
+  const chi_input *in = chi_exec_input(v->x, b);
+  int32_t rows = chi_exec_rows(v->x, b, v->stack), lo = rows;
+  if (br->parent < 0) return v->stack == CHI_DECODER && in->cache ? in->cache->rows : 0;
+  for (int i = 0; i < br->count; i++) {
+    const chi_intervention *iv = &br->iv[i];
+    int32_t r = rows;
+    if (in_stack(v, iv))
+      r = v->causal ? stack_row(v, b, iv->site, iv->rows[0]) : 0;
+    else if (v->stack == CHI_DECODER && iv->stack != CHI_DECODER)
+      r = in->image_row;
+    if (r < lo) lo = r;
+  }
+  return lo;
+}
+
+static int init_branch(chi_live *v, int b, chi_err *err) {
+  v->first_birth[b] = CHI_NEVER;
+  v->last_death[b] = CHI_UNNEEDED;
+  v->lo[b] = first_row(v, b);
+  size_t rows = (size_t)(chi_exec_rows(v->x, b, v->stack) - v->lo[b]);
+  v->birth[b] = chi_arena_array(&v->arena, rows, sizeof **v->birth, err);
+  v->death[b] = chi_arena_array(&v->arena, rows, sizeof **v->death, err);
+  v->slot[b] = chi_arena_array(&v->arena, rows, sizeof **v->slot, err);
+  v->born_at[b] = chi_arena_array(&v->arena, (size_t)v->layers + 1, 1, err);
+  if (!v->birth[b] || !v->death[b] || !v->slot[b] || !v->born_at[b]) return CHI_ERR_MEMORY;
+  for (size_t r = 0; r < rows; r++) {
+    v->birth[b][r] = CHI_NEVER;
+    v->death[b][r] = CHI_UNNEEDED;
+    v->slot[b][r] = -1;
+  }
+  return 0;
+}
+
 int chi_live_init(chi_live *v, const chi_exec *x, chi_stack stack, const uint8_t *include, chi_err *err) {
+  int rc = 0;
   size_t n = x->plan->n_branches;
   memset(v, 0, sizeof *v);
   v->x = x;
@@ -26,33 +64,29 @@ int chi_live_init(chi_live *v, const chi_exec *x, chi_stack stack, const uint8_t
   v->layers = x->net->shape.stack[stack].layers;
   v->causal = x->net->shape.stack[stack].causal;
   v->include = include;
+  v->lo = chi_arena_array(&v->arena, n, sizeof *v->lo, err);
   v->birth = chi_arena_array(&v->arena, n, sizeof *v->birth, err);
   v->death = chi_arena_array(&v->arena, n, sizeof *v->death, err);
   v->slot = chi_arena_array(&v->arena, n, sizeof *v->slot, err);
-  if (!v->birth || !v->death || !v->slot) return CHI_ERR_MEMORY;
-  for (size_t b = 0; b < n; b++) {
-    if (!include[b]) continue;
-    size_t rows = (size_t)chi_exec_rows(x, (int)b, stack);
-    v->birth[b] = chi_arena_array(&v->arena, rows, sizeof **v->birth, err);
-    v->death[b] = chi_arena_array(&v->arena, rows, sizeof **v->death, err);
-    v->slot[b] = chi_arena_array(&v->arena, rows, sizeof **v->slot, err);
-    if (!v->birth[b] || !v->death[b] || !v->slot[b]) return CHI_ERR_MEMORY;
-    for (size_t r = 0; r < rows; r++) {
-      v->birth[b][r] = CHI_NEVER;
-      v->death[b][r] = CHI_UNNEEDED;
-      v->slot[b][r] = -1;
-    }
-  }
-  return 0;
+  v->born_at = chi_arena_array(&v->arena, n, sizeof *v->born_at, err);
+  v->first_birth = chi_arena_array(&v->arena, n, sizeof *v->first_birth, err);
+  v->last_death = chi_arena_array(&v->arena, n, sizeof *v->last_death, err);
+  v->keys = chi_arena_array(&v->arena, n, sizeof *v->keys, err);
+  if (!v->lo || !v->birth || !v->death || !v->slot || !v->born_at || !v->first_birth || !v->last_death || !v->keys)
+    return CHI_ERR_MEMORY;
+  for (size_t b = 0; rc == 0 && b < n; b++)
+    if (include[b]) rc = init_branch(v, (int)b, err);
+  return rc;
 }
 
 void chi_live_free(chi_live *v) { chi_arena_free(&v->arena); }
 
-void chi_live_input(chi_live *v, int b, int32_t row) { v->birth[b][row] = CHI_T_INPUT; }
-
 static void born(chi_live *v, int b, int32_t row, chi_time t) {
-  if (t < v->birth[b][row]) v->birth[b][row] = t;
+  chi_time *birth = &v->birth[b][row - v->lo[b]];
+  if (t < *birth) *birth = t;
 }
+
+void chi_live_input(chi_live *v, int b, int32_t row) { born(v, b, row, CHI_T_INPUT); }
 
 /* First layer whose keys and values a row born at t changes. */
 static int kv_layer(chi_time t) {
@@ -74,13 +108,24 @@ static void births_of_branch(chi_live *v, int b) {
   }
   /* A changed key or value changes the mix of every row that can attend to it. */
   int first = INT32_MAX;
-  if (!v->causal)
-    for (int32_t r = 0; r < rows; r++)
-      if (kv_layer(v->birth[b][r]) < first) first = kv_layer(v->birth[b][r]);
-  for (int32_t r = 0; r < rows; r++) {
-    int own = kv_layer(v->birth[b][r]);
+  for (int32_t r = v->lo[b]; !v->causal && r < rows; r++) {
+    int own = kv_layer(chi_live_birth(v, b, r));
+    if (own < first) first = own;
+  }
+  for (int32_t r = v->lo[b]; r < rows; r++) {
+    int own = kv_layer(chi_live_birth(v, b, r));
     if (v->causal && own < first) first = own;
     if (first < v->layers) born(v, b, r, chi_at(first, CHI_ST_MIX));
+  }
+}
+
+/* What the backward walk asks of a branch's births. */
+static void note_births(chi_live *v, int b) {
+  int32_t rows = chi_exec_rows(v->x, b, v->stack);
+  for (int32_t r = v->lo[b]; r < rows; r++) {
+    chi_time t = chi_live_birth(v, b, r);
+    if (t < v->first_birth[b]) v->first_birth[b] = t;
+    if (t != CHI_NEVER) v->born_at[b][t / CHI_STAGES + (t < 0 ? 0 : 1)] |= (uint8_t)(1u << (t & (CHI_STAGES - 1)));
   }
 }
 
@@ -90,28 +135,38 @@ void chi_live_births(chi_live *v) {
     int b = x->order[i];
     if (!v->include[b] || !chi_exec_rows(x, b, v->stack)) continue;
     if (x->plan->branch[b].parent < 0) { /* a root computes all rows that its cache does not hold */
-      const chi_input *in = chi_exec_input(x, b);
-      int32_t r0 = v->stack == CHI_DECODER && in->cache ? in->cache->rows : 0;
-      for (int32_t r = r0; r < chi_exec_rows(x, b, v->stack); r++) chi_live_input(v, b, r);
+      for (int32_t r = v->lo[b]; r < chi_exec_rows(x, b, v->stack); r++) chi_live_input(v, b, r);
     } else {
       births_of_branch(v, b);
     }
+    note_births(v, b);
   }
 }
 
 int chi_live_owner(const chi_live *v, int b, int32_t row, chi_time t) {
-  while (b >= 0 && v->birth[b][row] > t) b = v->x->plan->branch[b].parent;
+  while (b >= 0 && chi_live_birth(v, b, row) > t) b = v->x->plan->branch[b].parent;
   return b;
 }
 
 int32_t chi_live_slot(const chi_live *v, int b, int32_t row, chi_time t) {
   b = chi_live_owner(v, b, row, t);
-  return b < 0 ? -1 : v->slot[b][row];
+  return b < 0 ? -1 : v->slot[b][row - v->lo[b]];
+}
+
+static void dies_after(chi_live *v, int b, int32_t row, chi_time t) {
+  chi_time *death = &v->death[b][row - v->lo[b]];
+  if (*death < t) *death = t;
+  if (v->last_death[b] < t) v->last_death[b] = t;
 }
 
 void chi_live_need(chi_live *v, int b, int32_t row, chi_time t) {
   int o = chi_live_owner(v, b, row, t);
-  if (o >= 0 && v->death[o][row] < t) v->death[o][row] = t;
+  if (o >= 0) dies_after(v, o, row, t);
+}
+
+static bool lives(const chi_live *v, int b, int32_t row, chi_time t) {
+  int32_t i = row - v->lo[b];
+  return i >= 0 && v->birth[b][i] <= t && v->death[b][i] >= t;
 }
 
 /* Where a row takes its first value from its parent: rows born in the middle of attention start from the queries. */
@@ -129,27 +184,41 @@ static void needs_of_copies(chi_live *v, int b, int layer, chi_time t) {
     if (chi_site_time(iv->site, layer) != t) continue;
     for (int32_t i = 0; i < iv->n_rows; i++) {
       int32_t row = stack_row(v, b, iv->site, iv->rows[i]);
-      if (iv->op == CHI_OP_CALL && k >= e->own && v->death[b][row] < t) v->death[b][row] = t;
-      if (iv->op == CHI_OP_CALL || v->birth[b][row] > t || v->death[b][row] < t) continue;
+      if (iv->op == CHI_OP_CALL && k >= e->own && row >= v->lo[b]) dies_after(v, b, row, t);
+      if (iv->op == CHI_OP_CALL || !lives(v, b, row, t)) continue;
       chi_live_need(v, iv->source, stack_row(v, iv->source, iv->site, chi_iv_source_row(iv, i)), t);
     }
   }
 }
 
+/* Keys that the branch and its descendants look at in this layer: own rows one by one, the ones before them as a count
+ * that is handed up. Called for children before parents. */
+static void needs_of_mix(chi_live *v, int b, int layer) {
+  chi_time t = chi_at(layer, CHI_ST_MIX);
+  int32_t rows = chi_exec_rows(v->x, b, v->stack), n = v->keys[b], last = -1;
+  int up = v->x->plan->branch[b].parent;
+  if (v->first_birth[b] <= t && v->last_death[b] >= t)
+    for (int32_t r = rows - 1; r >= v->lo[b] && last < 0; r--)
+      if (lives(v, b, r, t)) last = r;
+  if (last >= 0 && !v->causal) last = rows - 1;
+  if (last >= n) n = last + 1;
+  for (int32_t r = v->lo[b]; r < n; r++) chi_live_need(v, b, r, chi_at(layer, CHI_ST_QKV));
+  if (up >= 0) {
+    if (n > v->lo[b]) n = v->lo[b];
+    if (n > v->keys[up]) v->keys[up] = n;
+  }
+  v->keys[b] = 0;
+}
+
 static void needs_of_branch(chi_live *v, int b, int layer, int stage) {
   chi_time t = chi_at(layer, (chi_stage)stage);
-  int32_t rows = chi_exec_rows(v->x, b, v->stack), last = -1;
+  int32_t rows = chi_exec_rows(v->x, b, v->stack);
   int up = v->x->plan->branch[b].parent;
   needs_of_copies(v, b, layer, t);
-  for (int32_t r = 0; r < rows; r++) {
-    chi_time birth = v->birth[b][r];
-    if (birth > t || v->death[b][r] < t) continue;
-    last = r;
-    if (birth == t && up >= 0 && t != CHI_T_INPUT) chi_live_need(v, up, r, copy_time(t));
-  }
-  if (layer < 0 || stage != CHI_ST_MIX || last < 0) return;
-  int32_t keys = v->causal ? last + 1 : rows;
-  for (int32_t r = 0; r < keys; r++) chi_live_need(v, b, r, chi_at(layer, CHI_ST_QKV));
+  if (up >= 0 && t != CHI_T_INPUT && (v->born_at[b][layer + 1] >> stage & 1))
+    for (int32_t r = v->lo[b]; r < rows; r++)
+      if (chi_live_birth(v, b, r) == t && lives(v, b, r, t)) chi_live_need(v, up, r, copy_time(t));
+  if (layer >= 0 && stage == CHI_ST_MIX) needs_of_mix(v, b, layer);
 }
 
 static void needs_of_captures(chi_live *v) {
@@ -172,16 +241,16 @@ static int assign_slots(chi_live *v, chi_err *err) {
       int b = x->order[i];
       if (!v->include[b]) continue;
       int32_t rows = chi_exec_rows(x, b, v->stack);
-      for (int32_t r = 0; r < rows; r++) {
-        chi_time t0 = v->birth[b][r], t1 = v->death[b][r];
+      for (int32_t r = v->lo[b]; r < rows; r++) {
+        chi_time t0 = v->birth[b][r - v->lo[b]], t1 = v->death[b][r - v->lo[b]];
         if (t0 == CHI_NEVER || t1 < t0) continue;
         if (pass) {
-          v->slot[b][r] = n;
+          v->slot[b][r - v->lo[b]] = n;
           v->slot_branch[n] = b;
           v->slot_row[n] = r;
           v->slot_birth[n] = t0;
           v->slot_death[n] = t1;
-          v->row_layers += t1 / CHI_STAGES - (t0 < 0 ? 0 : t0 / CHI_STAGES) + 1;
+          if (t1 >= 0) v->row_layers += t1 / CHI_STAGES - (t0 < 0 ? 0 : t0 / CHI_STAGES) + 1;
         }
         n++;
       }

@@ -23,8 +23,12 @@ typedef struct chi_live {
   int32_t layers;
   bool causal;
   const uint8_t *include;    /* branches of this piece: CHI_TARGET = its captures are emitted, 1 = others need it */
-  chi_time **birth, **death; /* [branch][rows] */
-  int32_t **slot;            /* [branch][rows], -1 = owns nothing */
+  int32_t *lo;               /* rows [0, lo) of a branch are always its parent's (or the cache's) */
+  chi_time **birth, **death; /* [branch][rows - lo] */
+  int32_t **slot;            /* [branch][rows - lo], -1 = owns nothing */
+  uint8_t **born_at;         /* [branch][layers + 1]: bit per stage at which some row is born; layer -1 comes first */
+  chi_time *first_birth, *last_death; /* over the rows of a branch */
+  int32_t *keys;             /* scratch of the backward walk: leading keys that descendants need in this layer */
   int32_t n_slots;
   int32_t *slot_branch, *slot_row; /* slots in topological order of branches, rows ascending */
   chi_time *slot_birth, *slot_death;
@@ -50,5 +54,9 @@ void chi_live_free(chi_live *v);
 /* Branch that holds b's row at time t, or -1 (a cached row). */
 int chi_live_owner(const chi_live *v, int b, int32_t row, chi_time t);
 int32_t chi_live_slot(const chi_live *v, int b, int32_t row, chi_time t); /* its slot */
+/* When b's row first differs from its parent's; CHI_NEVER = it never does. */
+static inline chi_time chi_live_birth(const chi_live *v, int b, int32_t row) {
+  return row < v->lo[b] ? CHI_NEVER : v->birth[b][row - v->lo[b]];
+}
 
 #endif

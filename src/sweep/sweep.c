@@ -53,7 +53,7 @@ static bool proj_dirty(const piece *pc, int b, int32_t row) {
   const chi_plan_branch *br = &pc->x->plan->branch[b];
   if (br->parent < 0) return true;
   for (int32_t f = 0; f < v->n_features; f++)
-    if (pc->vis.birth[b][row + v->select] <= chi_at(v->feature[f] - 1, CHI_ST_POST)) return true;
+    if (chi_live_birth(&pc->vis, b, row + v->select) <= chi_at(v->feature[f] - 1, CHI_ST_POST)) return true;
   for (int i = 0; i < br->count; i++)
     if (br->iv[i].stack == CHI_PROJECTOR && chi_iv_row(&br->iv[i], row) >= 0) return true;
   return false;
