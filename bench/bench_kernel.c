@@ -218,7 +218,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "%s\n", err.text);
     return 1;
   }
-  if (argc > 2) chi_set_threads(atoi(argv[2]));
+  if (argc > 2) chi_set_threads((int)strtol(argv[2], NULL, 10));
   double top = ceiling();
   printf("%s, %d threads, measured FMA ceiling %.0f GFLOP/s\n", chi_isa_name(chi_cpu_isa()), chi_threads(), top);
   const chi_compute f32 = CHI_COMPUTE_F32, b16 = CHI_COMPUTE_BF16;

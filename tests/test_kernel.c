@@ -1,5 +1,6 @@
 /* Matrix products: packing, the canonical order of operations, and the same bits for every instruction set, number of
- * threads, number of rows and order of rows. The reference below is written from docs/arithmetic.md, not from kernel/. */
+ * threads, number of rows and order of rows. The reference below is written from docs/arithmetic.md, not from kernel/.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -154,8 +155,9 @@ enum { KINDS = sizeof kinds / sizeof *kinds };
 
 static void test_canonical(void **unused) {
   (void)unused;
-  static const int64_t shapes[][3] = {{1, 1, 1},   {1, 33, 31},   {2, 32, 32},   {3, 31, 33},    {5, 64, 256},
-                                      {7, 5, 257}, {13, 40, 100}, {25, 96, 517}, {4, 130, 1030}, {200, 37, 65}};
+  static const int64_t shapes[][3] = {{1, 1, 1},      {1, 33, 31},    {2, 32, 32},   {3, 31, 33},
+                                      {5, 64, 256},   {7, 5, 257},    {13, 40, 100}, {25, 96, 517},
+                                      {4, 130, 1030}, {100, 33, 600}, {200, 37, 65}};
   for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
     for (size_t q = 0; q < KINDS; q++) {
       problem p = {.m = shapes[s][0],

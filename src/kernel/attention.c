@@ -1,5 +1,5 @@
-/* Attention over blocks of 32 keys. Up to mr rows (query x head of one kv group) are carried together; where their block
- * tables point at the same block, one tile serves them all, so a prefix shared by many branches is loaded once.
+/* Attention over blocks of 32 keys. Up to mr rows (query x head of one kv group) are carried together; where their
+ * block tables point at the same block, one tile serves them all, so a prefix shared by many branches is loaded once.
  * K blocks [hd][32] and V blocks [32][hd] are already in the layout that the product tiles read. */
 #include <math.h>
 #include <stdatomic.h>
@@ -137,8 +137,9 @@ static void value_tile(const attn_job *j, attn_tile *t, int r, int e, int64_t b,
                             b % CHAIN_BLOCKS == 0 && slot == 0 ? CHI_TILE_SET : CHI_TILE_CHAIN);
 }
 
-/* Rows [r, e) share V block b. Rows that end inside it (the causal diagonal) have different counts: f32 takes the common
- * part together and lets the longer rows continue their chains alone; bf16 sums per block, so such rows go alone. */
+/* Rows [r, e) share V block b. Rows that end inside it (the causal diagonal) have different counts: f32 takes the
+ * common part together and lets the longer rows continue their chains alone; bf16 sums per block: such rows go alone.
+ */
 static void value_block(const attn_job *j, attn_tile *t, int r, int e, int64_t b) {
   const float *v = t->query[r]->vblk[b] + (int64_t)t->kvh * BLOCK * j->hd;
   int64_t least = BLOCK, most = 0;

@@ -43,8 +43,8 @@ static void pack_tile(const gemm_job *j, float *out, int64_t lda, int64_t r0, in
     for (int64_t r = 0; r < rows; r++) out[k * lda + r] = 0.0f;
 }
 
-/* Transpose one packed 32 x 32 block. A 32-bit word is two neighbouring k of one n; two words of neighbouring n make two
- * words of the result. */
+/* Transpose one packed 32 x 32 block. A 32-bit word is two neighbouring k of one n; two words of neighbouring n make
+ * two words of the result. */
 static void turn_bf16(chi_bf16 *dst, const chi_bf16 *src) {
   for (int64_t n = 0; n < 32; n += 2)
     for (int64_t k = 0; k < 32; k += 2) {
@@ -73,15 +73,17 @@ static void transpose_panel(const gemm_job *j, void *out, int64_t panel, int64_t
   for (int c = 0; c < CHI_PANEL; c++) rows[c] = wide + c * CHI_PANEL;
   for (int64_t i0 = 0; i0 < kn; i0 += 32) {
     const char *src = (const char *)w->data + (size_t)((k0 + i0) * w->k + panel * CHI_PANEL * CHI_PANEL) * es;
-    (void)chi_to_f32(wide, src, w->store, (size_t)(cols * CHI_PANEL), NULL);
+    if (w->store == CHI_F32)
+      memcpy(wide, src, (size_t)(cols * CHI_PANEL) * sizeof *wide);
+    else
+      j->t->widen(wide, src, w->store, cols * CHI_PANEL);
     chi_interleave((float *)out + i0 * CHI_PANEL, CHI_PANEL, rows, CHI_PANEL, chi_min64(32, kn - i0), false);
   }
 }
 
 /* All row tiles of one block past columns [ks, ks+kn) of a packed chunk that starts at k0. Tile r is at a + r*kp. */
 static void run_panel(const gemm_job *j, const float *a, int64_t lda, int64_t rows, int64_t kp, const char *b,
-                      int64_t k0, int64_t ks, int64_t kn, float *c, int64_t ldc) {
-  const chi_dtype store = j->transposed ? CHI_F32 : j->w->store;
+                      chi_dtype store, int64_t k0, int64_t ks, int64_t kn, float *c, int64_t ldc) {
   const int64_t line = CHI_PANEL * (store == CHI_F32 ? 4 : 2);
   for (int64_t r = 0; r < rows; r += lda) {
     int some = (int)chi_min64(lda, rows - r);
@@ -102,6 +104,22 @@ static const char *panel_at(const gemm_job *j, int64_t panel, int64_t k0) {
   const chi_mat *w = j->w;
   int64_t kp = w->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(w->k, 32) * 32 : w->k;
   return (const char *)w->data + (size_t)((panel * kp + k0) * CHI_PANEL) * (w->store == CHI_F32 ? 4 : 2);
+}
+
+/* Rows [k0, k0+kn) of a panel as the tiles read them. Rows of few registers spend more on widening 16-bit weights than
+ * on multiplying; when several tiles will read the panel it is widened once, into `made`. */
+static const char *ready_panel(const gemm_job *j, float *made, int64_t panel, int64_t k0, int64_t kn, bool many,
+                               chi_dtype *store) {
+  const bool half = j->w->compute == CHI_COMPUTE_F32 && j->w->store != CHI_F32;
+  if (j->transposed) {
+    transpose_panel(j, made, panel, k0, kn);
+  } else if (half && many && j->mr < 8) {
+    j->t->widen(made, panel_at(j, panel, k0), j->w->store, kn * CHI_PANEL);
+  } else {
+    return panel_at(j, panel, k0);
+  }
+  *store = CHI_F32; /* of no meaning to bf16 tiles */
+  return (const char *)made;
 }
 
 static void finish_panel(const gemm_job *j, int64_t panel, int64_t r0, int64_t rows, const float *c, int64_t ldc) {
@@ -126,12 +144,12 @@ static void gemm_task(void *ud, int64_t i) {
   if (chunk < K_STEP) chunk = K_STEP;
   chunk = chi_min64(chunk, chi_ceil_div(j->k, K_STEP) * K_STEP);
   size_t a_len = (size_t)(padded * chunk), edge_len = (size_t)(rows * CHI_PANEL);
-  float *a = chi_scratch((a_len + edge_len + (j->transposed ? (size_t)K_STEP * CHI_PANEL : 0)) * sizeof *a);
+  float *a = chi_scratch((a_len + edge_len + (size_t)K_STEP * CHI_PANEL) * sizeof *a);
   if (a == NULL) {
     atomic_store(&j->failed, 1);
     return;
   }
-  float *edge = a + a_len, *turned = edge + edge_len; /* the panel that sticks out of y; a transposed panel */
+  float *edge = a + a_len, *made = edge + edge_len; /* the panel that sticks out of y; a transposed or widened panel */
   for (int64_t k0 = 0; k0 < j->k; k0 += chunk) {
     int64_t kn = chi_min64(chunk, j->k - k0);
     int64_t kp = j->w->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(kn, 32) * 32 : kn;
@@ -142,9 +160,9 @@ static void gemm_task(void *ud, int64_t i) {
       int64_t ldc = whole ? j->ldy : CHI_PANEL;
       for (int64_t ks = 0; ks < kn; ks += K_STEP) {
         int64_t step = chi_min64(K_STEP, kn - ks);
-        if (j->transposed) transpose_panel(j, turned, p, k0, kn);
-        const char *b = j->transposed ? (const char *)turned : panel_at(j, p, k0 + ks);
-        run_panel(j, a, lda, rows, kp, b, k0, ks, step, c, ldc);
+        chi_dtype store = j->w->store;
+        const char *b = ready_panel(j, made, p, k0 + ks, step, rows > 2 * lda, &store);
+        run_panel(j, a, lda, rows, kp, b, store, k0, ks, step, c, ldc);
       }
       if (k0 + kn == j->k) finish_panel(j, p, r0, rows, c, ldc);
     }

@@ -83,6 +83,9 @@ void chi_rope_rows(float *x, int64_t ldx, int64_t m, int heads, int hd, int half
 /* Table for positions [0, npos): angle = (pos / linear_factor) * theta^(-2i/(2*half)), computed in f64, stored f32.
  * HF computes inv_freq and the product in f32: the table follows HF (inv_freq rounded to f32, product in f32). */
 void chi_rope_table(float *cos_t, float *sin_t, int64_t npos, int half, double theta, double linear_factor);
+/* Table of given frequencies: cos and sin of (float)pos * inv_freq[i], times scale. inv_freq of the plain kind: chi_rope_freq. */
+void chi_rope_table_freq(float *cos_t, float *sin_t, int64_t npos, int half, const float *inv_freq, float scale);
+float chi_rope_freq(int i, int half, double theta); /* 1 / theta^(2i/(2*half)), rounded to f32 where HF rounds */
 
 void chi_rows_add(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, int64_t d);      /* y += x       */
 void chi_rows_copy(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, int64_t d);

@@ -81,6 +81,10 @@ static void tile_pair(int rows, int64_t k, const float *a, int64_t lda, const fl
     }
 }
 
+static void panel_widen(float *dst, const void *src, chi_dtype store, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = widen(src, i, store);
+}
+
 /* ---- rows ------------------------------------------------------------------------------------------------ */
 static float row_dot(const float *a, const float *b, int64_t n) {
   float lanes[CHI_PANEL] = {0};
@@ -140,6 +144,7 @@ const chi_kernel_table chi_kernels_portable = {
     .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16},
     .tile_bf16 = tile_bf16,
     .tile_pair = tile_pair,
+    .widen = panel_widen,
     .dot = row_dot,
     .sum = row_sum,
     .sqdev = row_sqdev,

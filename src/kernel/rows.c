@@ -185,20 +185,29 @@ void chi_rope_rows(float *x, int64_t ldx, int64_t m, int heads, int hd, int half
   chi_rows_parallel(m, (int64_t)heads * hd, rope_rows, &a);
 }
 
-/* Rounded to f32 where Hugging Face rounds: exponent, theta^e, its reciprocal, the division by the factor, the angle. */
-void chi_rope_table(float *cos_t, float *sin_t, int64_t npos, int half, double theta, double linear_factor) {
-  for (int i = 0; i < half; i++) {
-    float e = (float)(2 * i) / (float)(2 * half);
-    float inv_freq = 1.0f / (float)chi_pow64(theta, (double)e);
-    inv_freq /= (float)linear_factor;
-    for (int64_t p = 0; p < npos; p++) {
-      float angle = (float)p * inv_freq;
-      double s, c;
-      chi_sincos64((double)angle, &s, &c);
-      cos_t[p * half + i] = (float)c;
-      sin_t[p * half + i] = (float)s;
-    }
+/* Rounded to f32 where Hugging Face does: exponent, theta^e, its reciprocal, the division by the factor, the angle. */
+float chi_rope_freq(int i, int half, double theta) {
+  float e = (float)(2 * i) / (float)(2 * half);
+  return 1.0f / (float)chi_pow64(theta, (double)e);
+}
+
+static void rope_column(float *cos_t, float *sin_t, int64_t npos, int half, int i, float inv_freq, float scale) {
+  for (int64_t p = 0; p < npos; p++) {
+    float angle = (float)p * inv_freq;
+    double s, c;
+    chi_sincos64((double)angle, &s, &c);
+    cos_t[p * half + i] = (float)c * scale;
+    sin_t[p * half + i] = (float)s * scale;
   }
+}
+
+void chi_rope_table_freq(float *cos_t, float *sin_t, int64_t npos, int half, const float *inv_freq, float scale) {
+  for (int i = 0; i < half; i++) rope_column(cos_t, sin_t, npos, half, i, inv_freq[i], scale);
+}
+
+void chi_rope_table(float *cos_t, float *sin_t, int64_t npos, int half, double theta, double linear_factor) {
+  for (int i = 0; i < half; i++)
+    rope_column(cos_t, sin_t, npos, half, i, chi_rope_freq(i, half, theta) / (float)linear_factor, 1.0f);
 }
 
 /* ---- softmax --------------------------------------------------------------------------------------------- */

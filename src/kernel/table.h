@@ -35,6 +35,7 @@ typedef struct chi_kernel_table {
   chi_tile_f32_fn tile_f32[CHI_STORE_COUNT];
   chi_tile_bf16_fn tile_bf16;
   chi_tile_pair_fn tile_pair;
+  void (*widen)(float *dst, const void *src, chi_dtype store, int64_t n); /* F16 or BF16 to f32; n a multiple of 32 */
   /* rows: n elements, contiguous */
   float (*dot)(const float *a, const float *b, int64_t n); /* 32 lanes of fma, tree */
   float (*sum)(const float *x, int64_t n);                 /* 32 lanes, tree        */

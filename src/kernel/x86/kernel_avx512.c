@@ -3,7 +3,7 @@
 #define CHI_LANES 16
 #include "kernel/x86/rows_x86.h"
 
-/* AHEAD: bytes of prefetch. Measured at M = 4, 4096 x 4096 bf16: none 12 GB/s, 2 KB 21, 4 KB 24, 8 KB 39, 16 KB 39-45. */
+/* AHEAD: bytes of prefetch. At M = 4, 4096 x 4096 bf16: none 12 GB/s, 2 KB 21, 4 KB 24, 8 KB 39, 16 KB 39-45. */
 enum { MR_F32 = 12, MR_BF16 = 6, AHEAD = 8192 };
 
 /* Apply M to every row index; with `rows` a constant after inlining the dead ones vanish. Named variables rather than
@@ -149,72 +149,52 @@ LANE_FN void tile_pair(int rows, int64_t k, const float *a, int64_t lda, const f
   }
 }
 
-#define F32_CASE(store, r)                                \
-  case r:                                                 \
-    tile_f32(store, r, k, a, lda, b, step, c, ldc, mode); \
-    return;
-#define F32_TILE(name, store, size)                                                                        \
-  static void name(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c, \
-                   int64_t ldc, chi_tile_mode mode) {                                                      \
-    const int64_t step = ldb * (size);                                                                     \
-    switch (rows) {                                                                                        \
-      F32_CASE(store, 1)                                                                                   \
-      F32_CASE(store, 2)                                                                                   \
-      F32_CASE(store, 3)                                                                                   \
-      F32_CASE(store, 4) F32_CASE(store, 5) F32_CASE(store, 6) F32_CASE(store, 7) F32_CASE(store, 8)       \
-          F32_CASE(store, 9) F32_CASE(store, 10) F32_CASE(store, 11) F32_CASE(store, 12)                   \
-    }                                                                                                      \
-  }
-F32_TILE(tile_f32_f32, CHI_F32, 4)
-F32_TILE(tile_f32_f16, CHI_F16, 2)
-F32_TILE(tile_f32_bf16, CHI_BF16, 2)
-
-static void tile_bf16_any(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
-                          chi_tile_mode mode) {
-  switch (rows) {
-    case 1:
-      tile_bf16(1, k, a, lda, b, c, ldc, mode);
-      return;
-    case 2:
-      tile_bf16(2, k, a, lda, b, c, ldc, mode);
-      return;
-    case 3:
-      tile_bf16(3, k, a, lda, b, c, ldc, mode);
-      return;
-    case 4:
-      tile_bf16(4, k, a, lda, b, c, ldc, mode);
-      return;
-    case 5:
-      tile_bf16(5, k, a, lda, b, c, ldc, mode);
-      return;
-    case 6:
-      tile_bf16(6, k, a, lda, b, c, ldc, mode);
-      return;
+static void panel_widen(float *dst, const void *src, chi_dtype store, int64_t n) {
+  for (int64_t i = 0; i < n; i += 32) {
+    __m512 lo, hi;
+    load_b(store, (const char *)src + 2 * i, &lo, &hi);
+    _mm512_storeu_ps(dst + i, lo);
+    _mm512_storeu_ps(dst + i + 16, hi);
   }
 }
 
+/* ---- from a number of rows to the code for it --------------------------------------------------------------- */
+#define F32_CASE(r)                                           \
+  case r + 1:                                                 \
+    tile_f32(store, r + 1, k, a, lda, b, step, c, ldc, mode); \
+    return;
+#define BF16_CASE(r)                              \
+  case r + 1:                                     \
+    tile_bf16(r + 1, k, a, lda, b, c, ldc, mode); \
+    return;
+#define PAIR_CASE(r)                                   \
+  case r + 1:                                          \
+    tile_pair(r + 1, k, a, lda, b, ldb, c, ldc, mode); \
+    return;
+
+LANE_FN void tile_f32_any(chi_dtype store, int rows, int64_t k, const float *a, int64_t lda, const char *b,
+                          int64_t step, float *c, int64_t ldc, chi_tile_mode mode) {
+  switch (rows) { ROWS12(F32_CASE) }
+}
+static void tile_f32_f32(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
+                         int64_t ldc, chi_tile_mode mode) {
+  tile_f32_any(CHI_F32, rows, k, a, lda, b, ldb * 4, c, ldc, mode);
+}
+static void tile_f32_f16(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
+                         int64_t ldc, chi_tile_mode mode) {
+  tile_f32_any(CHI_F16, rows, k, a, lda, b, ldb * 2, c, ldc, mode);
+}
+static void tile_f32_bf16(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
+                          int64_t ldc, chi_tile_mode mode) {
+  tile_f32_any(CHI_BF16, rows, k, a, lda, b, ldb * 2, c, ldc, mode);
+}
+static void tile_bf16_any(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
+                          chi_tile_mode mode) {
+  switch (rows) { ROWS6(BF16_CASE) }
+}
 static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
                           int64_t ldc, chi_tile_mode mode) {
-  switch (rows) {
-    case 1:
-      tile_pair(1, k, a, lda, b, ldb, c, ldc, mode);
-      return;
-    case 2:
-      tile_pair(2, k, a, lda, b, ldb, c, ldc, mode);
-      return;
-    case 3:
-      tile_pair(3, k, a, lda, b, ldb, c, ldc, mode);
-      return;
-    case 4:
-      tile_pair(4, k, a, lda, b, ldb, c, ldc, mode);
-      return;
-    case 5:
-      tile_pair(5, k, a, lda, b, ldb, c, ldc, mode);
-      return;
-    case 6:
-      tile_pair(6, k, a, lda, b, ldb, c, ldc, mode);
-      return;
-  }
+  switch (rows) { ROWS6(PAIR_CASE) }
 }
 
 const chi_kernel_table chi_kernels_avx512 = {
@@ -223,5 +203,6 @@ const chi_kernel_table chi_kernels_avx512 = {
     .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16},
     .tile_bf16 = tile_bf16_any,
     .tile_pair = tile_pair_any,
+    .widen = panel_widen,
     CHI_ROW_FUNCTIONS,
 };
