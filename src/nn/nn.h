@@ -9,7 +9,7 @@
 typedef enum chi_norm_kind { CHI_NORM_RMS, CHI_NORM_LAYER } chi_norm_kind;
 
 typedef struct chi_norm {
-  float *w, *b; /* [d]; b NULL for RMS */
+  float *w, *b; /* [d]; b NULL for RMS; LayerNorm has one, zeros where the checkpoint has none */
 } chi_norm;
 typedef struct chi_linear {
   chi_mat w;

@@ -136,15 +136,17 @@ out:
 }
 
 /* ---- checking -------------------------------------------------------------------------------------------- */
-/* Rows of a stack in the branch's root; decoder rows come from the input. */
-static int32_t stack_rows(const chi_plan *p, const chi_shape *s, int branch, chi_stack stack) {
+/* Rows that a site has in a branch: decoder rows come from its root's input, image_embed counts picture rows. */
+static int32_t site_rows(const chi_plan *p, const chi_shape *s, int branch, chi_stack stack, chi_site site) {
   const chi_input *in = &p->branch[chi_plan_root_of(p, branch)].input;
-  if (stack == CHI_DECODER) return in->n_rows;
-  return in->pixels ? s->stack[stack].rows : 0;
+  if (stack == CHI_DECODER && site != CHI_SITE_IMAGE_EMBED) return in->n_rows;
+  if (!in->pixels) return 0;
+  return site == CHI_SITE_IMAGE_EMBED ? s->n_image_rows : s->stack[stack].rows;
 }
 
 static int check_rows(const int32_t *rows, int32_t n, int32_t limit, const char *what, int branch, chi_err *err) {
   if (n <= 0 || !rows) return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s names no rows", branch, what);
+  if (limit <= 0) return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s: its prompt has no picture", branch, what);
   for (int32_t i = 0; i < n; i++) {
     if (rows[i] < 0 || rows[i] >= limit)
       return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s: row %d is outside 0..%d", branch, what, rows[i],
@@ -168,7 +170,7 @@ static int check_site(const chi_shape *s, chi_stack stack, chi_site site, int lo
 static int check_op(const chi_plan *p, const chi_shape *s, int b, const chi_intervention *iv, chi_err *err) {
   const char *op = chi_op_name(iv->op), *site = chi_site_get(iv->site)->name;
   bool edge = iv->op == CHI_OP_CUT || iv->op == CHI_OP_CUT_ZERO || iv->op == CHI_OP_CUT_SCALE;
-  int32_t rows = stack_rows(p, s, b, iv->stack);
+  int32_t rows = site_rows(p, s, b, iv->stack, iv->site);
   if (edge && iv->site != CHI_SITE_PATTERN)
     return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: '%s' acts on pattern, not on %s", b, op, site);
   if (edge && (iv->key_lo < 0 || iv->key_hi > rows || iv->key_lo >= iv->key_hi))
@@ -199,7 +201,7 @@ static int check_op(const chi_plan *p, const chi_shape *s, int b, const chi_inte
   if (iv->op == CHI_OP_COPY) {
     if (iv->source < 0 || (size_t)iv->source >= p->n_branches)
       return chi_fail(err, CHI_ERR_ARG, "plan: branch %d copies from branch %d, which does not exist", b, iv->source);
-    int32_t limit_src = stack_rows(p, s, iv->source, iv->stack);
+    int32_t limit_src = site_rows(p, s, iv->source, iv->stack, iv->site);
     for (int32_t i = 0; i < iv->n_rows; i++) {
       int32_t r = iv->source_rows ? iv->source_rows[i] : iv->rows[i];
       if (r < 0 || r >= limit_src)
@@ -235,7 +237,7 @@ static int check_branch(const chi_plan *p, const chi_shape *s, int b, chi_err *e
     if ((unsigned)iv->op >= CHI_OP_COUNT)
       return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: unknown op %d", b, (int)iv->op);
     if ((rc = check_site(s, iv->stack, iv->site, iv->layer_lo, iv->layer_hi, b, err)) != 0) return rc;
-    int32_t rows = iv->site == CHI_SITE_IMAGE_EMBED ? s->n_image_rows : stack_rows(p, s, b, iv->stack);
+    int32_t rows = site_rows(p, s, b, iv->stack, iv->site);
     if ((rc = check_rows(iv->rows, iv->n_rows, rows, chi_site_get(iv->site)->name, b, err)) != 0) return rc;
     if ((rc = check_op(p, s, b, iv, err)) != 0) return rc;
   }
@@ -252,7 +254,7 @@ int chi_plan_check(const chi_plan *p, const chi_shape *s, chi_err *err) {
     if (c->branch < 0 || (size_t)c->branch >= p->n_branches)
       return chi_fail(err, CHI_ERR_ARG, "plan: capture of branch %d, which does not exist", c->branch);
     if ((rc = check_site(s, c->stack, c->site, c->layer, c->layer + 1, c->branch, err)) != 0) return rc;
-    int32_t rows = c->site == CHI_SITE_IMAGE_EMBED ? s->n_image_rows : stack_rows(p, s, c->branch, c->stack);
+    int32_t rows = site_rows(p, s, c->branch, c->stack, c->site);
     if ((rc = check_rows(c->rows, c->n_rows, rows, chi_site_get(c->site)->name, c->branch, err)) != 0) return rc;
   }
   return 0;

@@ -64,8 +64,9 @@ typedef enum chi_op {
 } chi_op;
 const char *chi_op_name(chi_op op);
 
-/* Called serially, once per row of one branch; values may be changed in place. Non-zero return cancels the run. The row
- * counts as changed whether or not it is. */
+/* Called serially for a row of one branch; values may be changed in place. Non-zero return cancels the run. The row
+ * counts as changed whether or not it is. A child that inherits the callback shares the row where it can, so what is
+ * written may depend on the site, layer, row and values only; a plan that the budget cuts may call again with the same. */
 typedef int (*chi_site_fn)(void *ud, int branch, chi_stack stack, chi_site site, int layer, int row, float *values,
                            int64_t width);
 

@@ -42,6 +42,74 @@ static int collect_captures(chi_exec *x, chi_err *err) {
   return 0;
 }
 
+/* ---- caches: what they hold was computed before; it can be read, but neither changed nor captured ---------------- */
+static int check_root_cache(const chi_exec *x, int b, chi_err *err) {
+  const chi_plan *p = x->plan;
+  const chi_input *in = &p->branch[b].input;
+  const chi_kv_cache *c = in->cache;
+  const chi_block_spec *s = &x->net->decoder.spec;
+  if (c->layers != s->layers || c->block_floats != chi_kv_block_floats(s))
+    return chi_fail(err, CHI_ERR_ARG, "branch %d: the key/value cache was made for another model", b);
+  if (in->n_rows > c->max_rows || in->n_rows <= c->rows)
+    return chi_fail(err, CHI_ERR_ARG, "branch %d: %d rows with a key/value cache that holds %d and has room for %d", b,
+                    in->n_rows, c->rows, c->max_rows);
+  for (int o = 0; o < b; o++)
+    if (p->branch[o].parent < 0 && p->branch[o].input.cache == c)
+      return chi_fail(err, CHI_ERR_ARG, "branches %d and %d share one key/value cache", o, b);
+  return 0;
+}
+
+static int32_t cached_rows(const chi_exec *x, int b) {
+  const chi_input *in = chi_exec_input(x, b);
+  return in->cache ? in->cache->rows : 0;
+}
+
+/* Decoder row of a site's row (image_embed counts picture rows); towers and projector change picture rows. */
+static int32_t decoder_row(const chi_exec *x, int b, chi_stack stack, chi_site site, int32_t row) {
+  int32_t first = chi_exec_input(x, b)->image_row;
+  return stack != CHI_DECODER ? first : site == CHI_SITE_IMAGE_EMBED ? first + row : row;
+}
+
+static int check_cached_intervention(const chi_exec *x, int b, const chi_intervention *iv, chi_err *err) {
+  bool root = x->plan->branch[b].parent < 0;
+  for (int32_t i = 0; i < iv->n_rows; i++) {
+    int32_t row = decoder_row(x, b, iv->stack, iv->site, iv->rows[i]);
+    if (row < cached_rows(x, b)) {
+      if (root) continue; /* it acted when the row was computed */
+      return chi_fail(err, CHI_ERR_ARG, "branch %d changes row %d, which its root's key/value cache holds", b, row);
+    }
+    if (iv->op != CHI_OP_COPY || iv->stack != CHI_DECODER) continue;
+    row = decoder_row(x, iv->source, iv->stack, iv->site, chi_iv_source_row(iv, i));
+    if (row < cached_rows(x, iv->source))
+      return chi_fail(err, CHI_ERR_ARG, "branch %d copies row %d of branch %d, whose key/value cache holds it", b, row,
+                      iv->source);
+  }
+  return 0;
+}
+
+static int check_caches(const chi_exec *x, chi_err *err) {
+  int rc = 0;
+  const chi_plan *p = x->plan;
+  bool any = false;
+  for (size_t b = 0; b < p->n_branches; b++) {
+    if (p->branch[b].parent >= 0 || !p->branch[b].input.cache) continue;
+    any = true;
+    if ((rc = check_root_cache(x, (int)b, err)) != 0) return rc;
+  }
+  for (size_t b = 0; any && b < p->n_branches; b++)
+    for (int i = 0; i < p->branch[b].count; i++)
+      if ((rc = check_cached_intervention(x, (int)b, &p->branch[b].iv[i], err)) != 0) return rc;
+  for (size_t i = 0; any && i < p->n_captures; i++) {
+    const chi_capture *c = &p->capture[i];
+    int32_t row = decoder_row(x, c->branch, c->stack, c->site, c->rows[0]); /* rows ascend */
+    if (c->stack == CHI_DECODER && row < cached_rows(x, c->branch))
+      return chi_fail(err, CHI_ERR_ARG,
+                      "row %d of branch %d is held by the key/value cache; it cannot be captured again", row,
+                      c->branch);
+  }
+  return rc;
+}
+
 int chi_exec_init(chi_exec *x, const chi_net *net, const chi_plan *plan, const chi_run_opts *opts, chi_err *err) {
   int rc = 0;
   memset(x, 0, sizeof *x);
@@ -64,6 +132,7 @@ int chi_exec_init(chi_exec *x, const chi_net *net, const chi_plan *plan, const c
   }
   CHI_TRY(collect_effective(x, err));
   CHI_TRY(collect_captures(x, err));
+  CHI_TRY(check_caches(x, err));
 out:
   return rc;
 }

@@ -14,15 +14,46 @@ static int64_t kv_blocks(const chi_live *v) { /* blocks that the branches of a l
   return n;
 }
 
+/* Attention weights that are kept in one layer, in floats: captured rows, and rows that are changed or copied. */
+static size_t pattern_floats(const chi_exec *x, const chi_live *v, int layer) {
+  const chi_plan *p = x->plan;
+  size_t rows = 0, keys = 0;
+  for (size_t c = 0; c < p->n_captures; c++) {
+    const chi_capture *k = &p->capture[c];
+    if (k->stack == v->stack && k->site == CHI_SITE_PATTERN && k->layer == layer && v->include[k->branch] == CHI_TARGET)
+      rows += (size_t)k->n_rows;
+  }
+  for (size_t b = 0; b < p->n_branches; b++) {
+    if (!v->include[b]) continue;
+    size_t n = (size_t)chi_exec_rows(x, (int)b, v->stack);
+    keys = n > keys ? n : keys;
+    for (int32_t k = 0; k < x->eff[b].n; k++) {
+      const chi_intervention *iv = x->eff[b].iv[k];
+      if (chi_iv_is_edge(iv) || !chi_iv_acts(iv, v->stack, CHI_SITE_PATTERN, layer)) continue;
+      rows += (size_t)iv->n_rows * (iv->op == CHI_OP_COPY ? 2 : 1);
+    }
+  }
+  return rows * keys * (size_t)chi_net_spec(x->net, v->stack)->heads;
+}
+
+/* Rows per pass over a layer's weights: no more than there are. */
+static int32_t pass_rows(const chi_live *v, int32_t chunk) { return chunk < v->n_slots ? chunk : v->n_slots; }
+
+static bool act_wanted(const chi_exec *x, const chi_live *v, int layer);
+
 size_t chi_layers_bytes(const chi_exec *x, const chi_live *live, int32_t chunk) {
   const chi_block_spec *s = chi_net_spec(x->net, live->stack);
   size_t D = (size_t)s->d, nq = (size_t)(s->heads * s->head_dim), nkv = (size_t)(s->kv_heads * s->head_dim),
-         F = (size_t)s->ffn;
+         F = (size_t)s->ffn, n = (size_t)live->n_slots, most = 0;
   size_t per_slot = D * (s->parallel ? 3 : 2) + 2 * nq + 2 * nkv;
   if (live->stack == CHI_VISION) per_slot += D * (size_t)x->net->vision.n_features;
-  size_t per_row = 2 * D + nq + 2 * nkv + 2 * F;
-  return sizeof(float) * ((size_t)live->n_slots * per_slot + (size_t)chunk * per_row +
-                          2 * (size_t)kv_blocks(live) * chi_kv_block_floats(s));
+  size_t per_row = 2 * D + (nq > D ? nq : D) + 2 * nkv + 2 * F, c = (size_t)pass_rows(live, chunk);
+  for (int l = 0; l < live->layers; l++) { /* what lives as long as one layer */
+    size_t floats = pattern_floats(x, live, l) + (act_wanted(x, live, l) ? n * F : 0);
+    most = floats > most ? floats : most;
+  }
+  return sizeof(float) * (n * per_slot + c * per_row + most + 2 * (size_t)kv_blocks(live) * chi_kv_block_floats(s)) +
+         n * (sizeof(chi_attn_query) + sizeof(float *) + 4 * sizeof(int32_t));
 }
 
 static float *floats(chi_layers *L, size_t rows, int64_t cols) {
@@ -32,6 +63,7 @@ static float *floats(chi_layers *L, size_t rows, int64_t cols) {
 int chi_layers_init(chi_layers *L, const chi_exec *x, const chi_live *live, int32_t chunk, chi_err *err) {
   memset(L, 0, sizeof *L);
   const chi_block_spec *s = chi_net_spec(x->net, live->stack);
+  chunk = pass_rows(live, chunk);
   size_t n = (size_t)live->n_slots, nb = x->plan->n_branches, c = (size_t)chunk;
   *L = (chi_layers){.x = x,
                     .live = live,
@@ -158,11 +190,6 @@ static int emit_captures(chi_layers *L, chi_site site, int layer, const float *b
     int32_t off = site == CHI_SITE_IMAGE_EMBED ? chi_exec_input(L->x, cap->branch)->image_row : 0;
     for (int32_t i = 0; i < cap->n_rows; i++) {
       int32_t o = chi_live_slot(L->live, cap->branch, cap->rows[i] + off, chi_site_time(site, layer));
-      if (o < 0) {
-        rc = chi_fail(L->err, CHI_ERR_ARG, "row %d is held by the key/value cache; it cannot be captured again",
-                      cap->rows[i]);
-        goto out;
-      }
       CHI_TRY(chi_exec_emit(L->x, (int)c, i, base + (index ? index[o] : o) * width, width, L->err));
     }
   }
@@ -267,14 +294,15 @@ out:
 }
 
 /* Does anybody look at this layer's hidden neurons? */
-static bool act_wanted(const chi_layers *L, int layer) {
-  const chi_plan *p = L->x->plan;
-  for (size_t c = 0; c < p->n_captures; c++)
-    if (p->capture[c].stack == L->stack && p->capture[c].site == CHI_SITE_MLP_ACT && p->capture[c].layer == layer)
-      return true;
+static bool act_wanted(const chi_exec *x, const chi_live *v, int layer) {
+  const chi_plan *p = x->plan;
+  for (size_t c = 0; c < p->n_captures; c++) {
+    const chi_capture *k = &p->capture[c];
+    if (k->stack == v->stack && k->site == CHI_SITE_MLP_ACT && k->layer == layer && v->include[k->branch]) return true;
+  }
   for (size_t b = 0; b < p->n_branches; b++)
-    for (int i = 0; i < p->branch[b].count; i++)
-      if (chi_iv_acts(&p->branch[b].iv[i], L->stack, CHI_SITE_MLP_ACT, layer)) return true;
+    for (int i = 0; v->include[b] && i < p->branch[b].count; i++)
+      if (chi_iv_acts(&p->branch[b].iv[i], v->stack, CHI_SITE_MLP_ACT, layer)) return true;
   return false;
 }
 
@@ -283,7 +311,7 @@ static int pass_mlp(chi_layers *L, const chi_block *w, int layer) {
   int64_t F = L->s->ffn;
   int32_t n = make_list(L, chi_at(layer, CHI_ST_MID), chi_at(layer, CHI_ST_ACT));
   float *all = NULL;
-  if (act_wanted(L, layer)) {
+  if (act_wanted(L->x, L->live, layer)) {
     all = chi_arena_array(&L->layer_arena, (size_t)n * (size_t)F, sizeof *all, L->err);
     if (!all) return CHI_ERR_MEMORY;
     for (int32_t i = 0; i < n; i++) L->list_pos[L->list[i]] = i;

@@ -1,9 +1,10 @@
 /* The sweep: cuts a plan into pieces that fit the byte budget and carries each through tower, projector, decoder, head. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "sweep/layers.h"
 
-enum { kChunk = 1024 };
+enum { kChunk = 1024, kHeadRows = 64 };
 static const size_t kDefaultMem = (size_t)4 << 30;
 
 /* Projector rows of a piece. A row that differs in any way is recomputed whole; bits of equal rows are equal. */
@@ -24,6 +25,8 @@ typedef struct piece {
   int64_t done, total; /* progress in layers */
   chi_err *err;
 } piece;
+
+static int32_t chunk_of(const chi_exec *x) { return x->opts->chunk > 0 ? x->opts->chunk : kChunk; }
 
 /* ---- which branches a piece needs ------------------------------------------------------------------------ */
 static void close_over(const chi_plan *p, uint8_t *include, int b) {
@@ -152,7 +155,7 @@ static int run_vision(piece *pc) {
   const chi_net *net = x->net;
   chi_layers L = {0};
   float *embed = NULL;
-  CHI_TRY(chi_layers_init(&L, x, &pc->vis, kChunk, pc->err));
+  CHI_TRY(chi_layers_init(&L, x, &pc->vis, chunk_of(x), pc->err));
   int64_t D = L.D;
   for (size_t i = 0; i < x->plan->n_branches; i++) {
     int b = (int)i;
@@ -198,45 +201,50 @@ static void fill_input(piece *pc, chi_layers *L) {
 }
 
 typedef struct final_row {
-  int branch;
-  int32_t row, slot;
+  int branch, place; /* place in the topological order */
+  int32_t row, next; /* next: of the same branch, -1 = none */
 } final_row;
 typedef struct final_list {
   final_row *r;
   size_t n, cap;
+  int32_t *head; /* per branch: its first row in r, -1 = none */
 } final_list;
 
 static int64_t find_final(const final_list *f, int b, int32_t row) {
-  for (size_t i = 0; i < f->n; i++)
-    if (f->r[i].branch == b && f->r[i].row == row) return (int64_t)i;
-  return -1;
+  int32_t i = f->head[b];
+  while (i >= 0 && f->r[i].row != row) i = f->r[i].next;
+  return i;
 }
 
 static int add_final(piece *pc, final_list *f, int b, int32_t row) {
   if (find_final(f, b, row) >= 0) return 0;
   int rc = chi_grow((void **)&f->r, &f->cap, f->n + 1, sizeof *f->r, pc->err);
   if (rc) return rc;
-  f->r[f->n++] = (final_row){b, row, -1};
+  f->r[f->n] = (final_row){b, pc->x->pos[b], row, f->head[b]};
+  f->head[b] = (int32_t)f->n++;
   for (int32_t k = 0; k < pc->x->eff[b].n; k++) { /* rows that this one copies from */
     const chi_intervention *iv = pc->x->eff[b].iv[k];
     int32_t i;
-    if (iv->op != CHI_OP_COPY || iv->stack != CHI_DECODER ||
-        (iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS))
-      continue;
+    if (iv->op != CHI_OP_COPY || (iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS)) continue;
     if ((i = chi_iv_row(iv, row)) < 0) continue;
     if ((rc = add_final(pc, f, iv->source, chi_iv_source_row(iv, i))) != 0) return rc;
   }
   return 0;
 }
 
-static int final_order(const chi_exec *x, final_list *f) { /* sort by place of the branch: sources first */
-  for (size_t i = 1; i < f->n; i++)
-    for (size_t j = i; j > 0 && x->pos[f->r[j].branch] < x->pos[f->r[j - 1].branch]; j--) {
-      final_row t = f->r[j];
-      f->r[j] = f->r[j - 1];
-      f->r[j - 1] = t;
-    }
-  return 0;
+static int by_place(const void *a, const void *b) {
+  const final_row *p = a, *q = b;
+  return p->place != q->place ? (p->place > q->place) - (p->place < q->place) : (p->row > q->row) - (p->row < q->row);
+}
+
+/* Sources first. */
+static void sort_final(final_list *f) {
+  qsort(f->r, f->n, sizeof *f->r, by_place);
+  for (size_t i = 0; i < f->n; i++) f->head[f->r[i].branch] = -1;
+  for (size_t i = 0; i < f->n; i++) {
+    f->r[i].next = f->head[f->r[i].branch];
+    f->head[f->r[i].branch] = (int32_t)i;
+  }
 }
 
 static int fire_final(piece *pc, const final_list *f, size_t from, size_t n, chi_site site, float *buf, int64_t width,
@@ -279,6 +287,9 @@ static int run_head(piece *pc, const chi_layers *L) {
   int64_t D = L->D, V = x->net->decoder.vocab;
   final_list f = {0};
   chi_arena a = {0};
+  f.head = chi_arena_array(&a, x->plan->n_branches, sizeof *f.head, pc->err);
+  if (!f.head) return CHI_ERR_MEMORY;
+  for (size_t b = 0; b < x->plan->n_branches; b++) f.head[b] = -1;
   for (size_t c = 0; c < x->plan->n_captures; c++) {
     const chi_capture *cap = &x->plan->capture[c];
     if (pc->include[cap->branch] != CHI_TARGET || (cap->site != CHI_SITE_FINAL_NORM && cap->site != CHI_SITE_LOGITS))
@@ -286,8 +297,8 @@ static int run_head(piece *pc, const chi_layers *L) {
     for (int32_t i = 0; i < cap->n_rows; i++) CHI_TRY(add_final(pc, &f, cap->branch, cap->rows[i]));
   }
   if (f.n == 0) goto out;
-  final_order(x, &f);
-  size_t step = copies_logits(pc) ? f.n : f.n < 64 ? f.n : 64;
+  sort_final(&f);
+  size_t step = copies_logits(pc) || f.n < kHeadRows ? f.n : kHeadRows;
   float *in = chi_arena_array(&a, f.n * (size_t)D, sizeof *in, pc->err),
         *norm = chi_arena_array(&a, f.n * (size_t)D, sizeof *norm, pc->err);
   float *logits = chi_arena_array(&a, step * (size_t)V, sizeof *logits, pc->err);
@@ -297,11 +308,6 @@ static int run_head(piece *pc, const chi_layers *L) {
   }
   for (size_t j = 0; j < f.n; j++) {
     int32_t s = chi_live_slot(&pc->dec, f.r[j].branch, f.r[j].row, chi_at(pc->dec.layers - 1, CHI_ST_POST));
-    if (s < 0) {
-      rc = chi_fail(pc->err, CHI_ERR_ARG, "row %d is held by the key/value cache; its logits were given before",
-                    f.r[j].row);
-      goto out;
-    }
     memcpy(in + (int64_t)j * D, L->res + s * D, (size_t)D * sizeof *in);
   }
   chi_net_final_norm(x->net, in, norm, (int64_t)f.n);
@@ -321,7 +327,7 @@ static int run_decoder(piece *pc) {
   int rc = 0;
   const chi_exec *x = pc->x;
   chi_layers L = {0};
-  CHI_TRY(chi_layers_init(&L, x, &pc->dec, x->opts->chunk > 0 ? x->opts->chunk : kChunk, pc->err));
+  CHI_TRY(chi_layers_init(&L, x, &pc->dec, chunk_of(x), pc->err));
   fill_input(pc, &L);
   CHI_TRY(chi_layers_fire(&L, CHI_SITE_IMAGE_EMBED, -1, L.res, L.D));
   CHI_TRY(chi_layers_fire(&L, CHI_SITE_EMBED, -1, L.res, L.D));
@@ -384,13 +390,27 @@ out:
   return rc;
 }
 
+/* Rows of final norm and logits that the piece asks for. */
+static size_t head_bytes(const piece *pc) {
+  const chi_exec *x = pc->x;
+  size_t n = 0, D = (size_t)x->net->decoder.spec.d, V = (size_t)x->net->decoder.vocab;
+  for (size_t c = 0; c < x->plan->n_captures; c++) {
+    const chi_capture *k = &x->plan->capture[c];
+    if (pc->include[k->branch] == CHI_TARGET && (k->site == CHI_SITE_FINAL_NORM || k->site == CHI_SITE_LOGITS))
+      n += (size_t)k->n_rows;
+  }
+  size_t step = copies_logits(pc) || n < kHeadRows ? n : kHeadRows;
+  return sizeof(float) * (2 * n * D + step * V);
+}
+
 static size_t piece_bytes(const piece *pc) {
   const chi_net *net = pc->x->net;
-  int32_t chunk = pc->x->opts->chunk > 0 ? pc->x->opts->chunk : kChunk;
-  size_t dec = chi_layers_bytes(pc->x, &pc->dec, chunk), vis = 0;
-  if (pc->has_vis)
-    vis = chi_layers_bytes(pc->x, &pc->vis, kChunk) +
-          (size_t)pc->vis.n_slots * (size_t)(net->projector.l1.w.n + net->decoder.spec.d) * 4;
+  size_t dec = chi_layers_bytes(pc->x, &pc->dec, chunk_of(pc->x)) + head_bytes(pc), vis = 0;
+  if (pc->has_vis) {
+    size_t cols = (size_t)net->projector.l1.w.k + (size_t)net->projector.l1.w.n + (size_t)net->decoder.spec.d;
+    vis = chi_layers_bytes(pc->x, &pc->vis, chunk_of(pc->x)) + sizeof(float) * (size_t)pc->vis.n_slots * cols;
+    dec += sizeof(float) * (size_t)pc->vis.n_slots * (size_t)net->decoder.spec.d; /* the projector's rows stay */
+  }
   return dec > vis ? dec : vis;
 }
 
@@ -423,9 +443,9 @@ static int run_targets(chi_exec *x, const int *targets, size_t n, int64_t done, 
     return rc;
   }
   if (bytes > mem) {
-    rc =
-        chi_fail(err, CHI_ERR_MEMORY, "%s of the plan needs %.1f MB of activations; the budget is %.1f MB: raise --mem",
-                 n > 1 ? "a generation step" : "one branch", (double)bytes / 1e6, (double)mem / 1e6);
+    rc = chi_fail(err, CHI_ERR_MEMORY,
+                  "%s of the plan needs %zu bytes (%.1f MB) of activations; the budget is %zu: raise --mem",
+                  n > 1 ? "a generation step" : "one branch", bytes, (double)bytes / 1e6, mem);
     goto out;
   }
   if (x->opts->stats) {
