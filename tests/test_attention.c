@@ -390,6 +390,32 @@ static void test_nan(void **unused) {
       }
 }
 
+/* The zeros that pad a bf16 block are part of the sum: they turn -0 (here from flushed denormals) into +0. */
+static void test_padding(void **unused) {
+  (void)unused;
+  enum { KEYS = 72, HD = 8 };
+  cache c;
+  batch b;
+  make_cache(&c, KEYS, 1, HD, CHI_COMPUTE_BF16);
+  make_batch(&b, &c, 1, 64, 8, 1);
+  for (int i = 0; i < 8 * HD; i++) b.x[i] = 0.0f; /* equal weights */
+  for (int r = 0; r < KEYS; r++) {
+    float v[HD];
+    for (int d = 0; d < HD; d++) v[d] = r == 0 ? 1e-36f : r == 32 ? -1.01e-36f : r < 64 ? 0.0f : -1.2e-38f;
+    memcpy(c.v + r * HD, v, sizeof v);
+    chi_kv_put(c.kb[r / 32], c.vb[r / 32], c.k + r * HD, v, r % 32, 1, HD, CHI_COMPUTE_BF16);
+  }
+  want_batch(&b, &c, 1.0f, CHI_COMPUTE_BF16);
+  for (size_t i = 0; i < 3; i++) {
+    if (chi_cpu_init(isas[i], NULL) != 0) continue;
+    run_batch(&b, 1, 1.0f, CHI_COMPUTE_BF16);
+    same_bits("padding", b.out, b.want, 8 * HD);
+    for (int k = 0; k < 8 * HD; k++) assert_true(b.out[k] == 0.0f && !signbit(b.out[k]));
+  }
+  free_batch(&b);
+  free_cache(&c);
+}
+
 static void test_arguments(void **unused) {
   (void)unused;
   chi_err err = {0};
@@ -403,9 +429,9 @@ static void test_arguments(void **unused) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_canonical),      cmocka_unit_test(test_stacking), cmocka_unit_test(test_forks),
-      cmocka_unit_test(test_against_double), cmocka_unit_test(test_edges),    cmocka_unit_test(test_nan),
-      cmocka_unit_test(test_arguments),
+      cmocka_unit_test(test_canonical),      cmocka_unit_test(test_stacking),  cmocka_unit_test(test_forks),
+      cmocka_unit_test(test_against_double), cmocka_unit_test(test_edges),     cmocka_unit_test(test_nan),
+      cmocka_unit_test(test_padding),        cmocka_unit_test(test_arguments),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
