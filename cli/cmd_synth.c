@@ -1,0 +1,38 @@
+/* chiasm synth: random checkpoints of well-known shapes. */
+#include "cli.h"
+#include "model/synth.h"
+
+typedef struct args {
+  uint64_t seed;
+  bool list;
+} args;
+static const cli_opt kOpts[] = {
+    {.name = "--seed", .arg = "S", .kind = CLI_UINT, CLI_AT(args, seed), .doc = "of the random weights"},
+    {.name = "--list", .kind = CLI_FLAG, CLI_AT(args, list), .doc = "print the shapes that there are"},
+    {0}};
+
+static int run(cli *c, void *v, chi_err *err) {
+  args *a = v;
+  chi_str s = {0};
+  size_t n;
+  const chi_synth_spec *specs = chi_synth_specs(&n);
+  if (!a->list && c->n_pos != 2) return cli_usage(err, "synth needs a shape and a folder, or --list");
+  int rc = a->list ? 0 : chi_synth_write(c->pos[0], c->pos[1], a->seed, err);
+  for (size_t i = 0; a->list && i < n; i++) chi_str_addf(&s, "%-15s %s\n", specs[i].name, specs[i].doc);
+  if (!a->list) chi_str_addf(&s, "wrote %s\n", c->pos[1]);
+  if (rc == 0) rc = cli_print(&s, err);
+  chi_str_free(&s);
+  return rc;
+}
+
+const cli_command cmd_synth = {
+    .name = "synth",
+    .usage = "[SHAPE] [DIR]",
+    .opts = kOpts,
+    .args_size = sizeof(args),
+    .run = run,
+    .text =
+        "Writes a checkpoint with random weights in the shape of a well-known model, to measure speed and memory\n"
+        "without downloading anything. Its answers mean nothing.",
+    .examples = "chiasm synth --list\nchiasm synth llava-1.5-7b /tmp/llava-7b",
+};

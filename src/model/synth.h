@@ -1,0 +1,20 @@
+/* synth: checkpoints of well-known shapes with random weights, to measure speed and memory without downloading anything. */
+#ifndef CHI_SYNTH_H
+#define CHI_SYNTH_H
+
+#include "file/file.h"
+
+typedef struct chi_synth_spec {
+  const char *name, *doc;
+  int32_t d, layers, heads, kv_heads, ffn, vocab, context;
+  int32_t vis_d, vis_layers, vis_heads, vis_ffn, image, patch; /* vis_d 0 = text only */
+  bool tied;
+} chi_synth_spec;
+const chi_synth_spec *chi_synth_specs(size_t *n);
+
+/* Writes dir (made; must not hold a model yet) as an ordinary Hugging Face folder in bf16: config.json,
+ * model.safetensors, tokenizer.json (bytes), preprocessor_config.json. Weights are random numbers of the usual size; the
+ * same seed gives the same bytes. Progress in bytes. An interrupted or failed write leaves no model.safetensors. */
+int chi_synth_write(const char *spec, const char *dir, uint64_t seed, chi_err *err);
+
+#endif
