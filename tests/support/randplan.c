@@ -91,6 +91,63 @@ const char *results_differ(const results *a, const results *b) {
   return NULL;
 }
 
+/* ---- plans by hand ------------------------------------------------------------------------------------------- */
+chi_plan *plan_new(void) {
+  chi_plan *p = NULL;
+  assert_works(chi_plan_new(&p, err));
+  return p;
+}
+
+int plan_root(chi_plan *p, const chi_input *in) {
+  int b = -1;
+  assert_works(chi_plan_root(p, in, &b, err));
+  return b;
+}
+
+int plan_child(chi_plan *p, int parent) {
+  int b = -1;
+  assert_works(chi_plan_child(p, parent, &b, err));
+  return b;
+}
+
+static int32_t *range(int32_t lo, int32_t hi) {
+  int32_t *rows = calloc((size_t)(hi - lo) + 1, sizeof *rows);
+  for (int32_t r = lo; r < hi; r++) rows[r - lo] = r;
+  return rows;
+}
+
+void plan_act(chi_plan *p, int b, chi_intervention iv, int32_t lo, int32_t hi, int64_t width) {
+  int32_t *rows = range(lo, hi);
+  iv.rows = rows;
+  iv.n_rows = hi - lo;
+  assert_works(chi_plan_intervene(p, b, &iv, width, err));
+  free(rows);
+}
+
+void plan_copy(chi_plan *p, int b, int source, chi_site site, int layer, int32_t lo, int32_t hi) {
+  plan_act(p, b,
+           (chi_intervention){.op = CHI_OP_COPY,
+                              .stack = CHI_DECODER,
+                              .site = site,
+                              .layer_lo = layer,
+                              .layer_hi = layer + 1,
+                              .source = source},
+           lo, hi, 0);
+}
+
+int plan_take(chi_plan *p, int b, chi_stack stack, chi_site site, int layer, int32_t lo, int32_t hi) {
+  int id = -1;
+  int32_t *rows = range(lo, hi);
+  chi_capture c = {.branch = b, .stack = stack, .site = site, .layer = layer, .rows = rows, .n_rows = hi - lo};
+  assert_works(chi_plan_capture(p, &c, &id, err));
+  free(rows);
+  return id;
+}
+
+int plan_take_logits(chi_plan *p, int b, int32_t row) {
+  return plan_take(p, b, CHI_DECODER, CHI_SITE_LOGITS, -1, row, row + 1);
+}
+
 /* ---- random plans -------------------------------------------------------------------------------------------- */
 typedef struct maker {
   rnd r;

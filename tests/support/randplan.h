@@ -25,6 +25,17 @@ uint64_t results_hash(const results *r);
 /* NULL if every bit is equal; else one line: the first capture and column that differ. Static buffer. */
 const char *results_differ(const results *a, const results *b);
 
+/* ---- plans by hand: as the library's calls, but rows are ranges [lo, hi) and a failure fails the test ------- */
+chi_plan *plan_new(void);
+int plan_root(chi_plan *p, const chi_input *in);
+int plan_child(chi_plan *p, int parent);
+/* Adds iv at rows [lo, hi); width = columns of its value. iv's site, layers and op are the caller's. */
+void plan_act(chi_plan *p, int b, chi_intervention iv, int32_t lo, int32_t hi, int64_t width);
+/* Decoder, same rows, layers [layer, layer + 1). */
+void plan_copy(chi_plan *p, int b, int source, chi_site site, int layer, int32_t lo, int32_t hi);
+int plan_take(chi_plan *p, int b, chi_stack stack, chi_site site, int layer, int32_t lo, int32_t hi);
+int plan_take_logits(chi_plan *p, int b, int32_t row);
+
 /* ---- random plans ---------------------------------------------------------------------------------------- */
 typedef struct randplan_opts {
   uint64_t seed;
