@@ -2,13 +2,30 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "model/model.h"
+#include "model/family.h"
 
 static void shape_text(char *buf, size_t cap, int ndim, const int64_t *dim) {
   size_t n = 0;
   buf[0] = 0;
   for (int i = 0; i < ndim && n < cap; i++)
     n += (size_t)snprintf(buf + n, cap - n, "%s%lld", i ? "x" : "", (long long)dim[i]);
+}
+
+static void mark_used(chi_binder *b, const chi_tensor *t) { /* sorted by name */
+  size_t lo = 0, hi = chi_st_count(b->st);
+  while (lo < hi) {
+    size_t mid = lo + (hi - lo) / 2;
+    const chi_tensor *x = chi_st_at(b->st, mid);
+    if (x == t) {
+      if (!b->used[mid]) b->m->params += (int64_t)(t->bytes / chi_dtype_size(t->dtype));
+      b->used[mid] = 1;
+      return;
+    }
+    if (strcmp(x->name, t->name) < 0)
+      lo = mid + 1;
+    else
+      hi = mid;
+  }
 }
 
 const chi_tensor *chi_bind_tensor(chi_binder *b, const char *name, int ndim, const int64_t *dim, chi_err *err) {
@@ -32,55 +49,153 @@ const chi_tensor *chi_bind_tensor(chi_binder *b, const char *name, int ndim, con
              chi_dtype_name(t->dtype));
     return NULL;
   }
-  for (size_t i = 0; i < chi_st_count(b->st);
-       i++) /* names are sorted and unique; a linear walk is paid once per load */
-    if (chi_st_at(b->st, i) == t) b->used[i] = 1;
-  b->m->params += (int64_t)(t->bytes / chi_dtype_size(t->dtype));
+  mark_used(b, t);
   return t;
 }
 
-static int name_of(char *buf, size_t cap, const char *fmt, va_list ap, chi_err *err) {
-  int n = vsnprintf(buf, cap, fmt, ap);
-  return n < 0 || (size_t)n >= cap ? chi_fail(err, CHI_ERR_FORMAT, "a tensor name is too long") : 0;
+/* Formats a name into `name` (a char array of the caller). */
+#define NAME(name)                                                                       \
+  do {                                                                                   \
+    va_list ap;                                                                          \
+    va_start(ap, fmt);                                                                   \
+    int name_n = vsnprintf(name, sizeof name, fmt, ap);                                  \
+    va_end(ap);                                                                          \
+    if (name_n < 0 || (size_t)name_n >= sizeof name)                                     \
+      return chi_fail(err, CHI_ERR_FORMAT, "%s: a tensor name is too long", b->m->path); \
+  } while (0)
+
+/* Elements [at, at + n) of a stored tensor as f32. */
+static int floats(const chi_binder *b, float **out, const chi_tensor *t, int64_t at, int64_t n, chi_err *err) {
+  if (b->dry) return 0;
+  *out = chi_calloc((size_t)n, sizeof **out, err);
+  if (!*out) return CHI_ERR_MEMORY;
+  return chi_to_f32(*out, (const uint8_t *)t->data + (size_t)at * chi_dtype_size(t->dtype), t->dtype, (size_t)n, err);
+}
+
+static int pack(const chi_binder *b, chi_mat *out, const void *data, chi_dtype dtype, int64_t n, int64_t k,
+                chi_err *err) {
+  if (!b->dry) return chi_mat_pack(out, data, dtype, n, k, k, b->m->net.compute, err);
+  *out = (chi_mat){.n = n, .k = k, .compute = b->m->net.compute, .store = dtype};
+  return 0;
 }
 
 static int vec(chi_binder *b, float **out, int64_t n, const char *name, chi_err *err) {
   const chi_tensor *t = chi_bind_tensor(b, name, 1, &n, err);
-  if (!t) return CHI_ERR_FORMAT;
-  *out = chi_calloc((size_t)n, sizeof **out, err);
-  return *out ? chi_to_f32(*out, t->data, t->dtype, (size_t)n, err) : CHI_ERR_MEMORY;
+  return t ? floats(b, out, t, 0, n, err) : CHI_ERR_FORMAT;
 }
 
 int chi_bind_vec(chi_binder *b, float **out, int64_t n, chi_err *err, const char *fmt, ...) {
   char name[256];
-  va_list ap;
-  va_start(ap, fmt);
-  int rc = name_of(name, sizeof name, fmt, ap, err);
-  va_end(ap);
-  return rc ? rc : vec(b, out, n, name, err);
+  NAME(name);
+  return vec(b, out, n, name, err);
+}
+
+int chi_bind_norm(chi_binder *b, chi_norm *out, int64_t n, bool want_bias, chi_err *err, const char *fmt, ...) {
+  char base[256], name[288];
+  NAME(base);
+  snprintf(name, sizeof name, "%s.weight", base);
+  int rc = vec(b, &out->w, n, name, err);
+  if (rc || !want_bias) return rc;
+  snprintf(name, sizeof name, "%s.bias", base);
+  return vec(b, &out->b, n, name, err);
 }
 
 int chi_bind_linear(chi_binder *b, chi_linear *out, int64_t n, int64_t k, bool want_bias, chi_err *err, const char *fmt,
                     ...) {
   char base[256], name[288];
-  va_list ap;
-  va_start(ap, fmt);
-  int rc = name_of(base, sizeof base, fmt, ap, err);
-  va_end(ap);
-  if (rc) return rc;
+  NAME(base);
   snprintf(name, sizeof name, "%s.weight", base);
   const chi_tensor *t = chi_st_find(b->st, name);
   int64_t dim[4] = {n, k, 0, 0};
   int ndim = 2;
-  if (t && t->ndim == 4 && t->dim[1] == 3 && t->dim[2] * t->dim[3] * 3 == k) { /* a patch convolution is a matrix */
+  if (t && t->ndim == 4 && t->dim[1] == 3 && t->dim[2] > 0 && t->dim[2] < 65536 && t->dim[2] == t->dim[3] &&
+      t->dim[2] * t->dim[3] * 3 == k) { /* a patch convolution is a matrix */
     ndim = 4;
     dim[1] = 3, dim[2] = t->dim[2], dim[3] = t->dim[3];
   }
   if (!(t = chi_bind_tensor(b, name, ndim, dim, err))) return CHI_ERR_FORMAT;
-  if ((rc = chi_mat_pack(&out->w, t->data, t->dtype, n, k, k, b->m->net.compute, err)) != 0) return rc;
-  if (!want_bias) return 0;
+  int rc = pack(b, &out->w, t->data, t->dtype, n, k, err);
+  if (rc || !want_bias) return rc;
   snprintf(name, sizeof name, "%s.bias", base);
   return vec(b, &out->bias, n, name, err);
+}
+
+/* Columns [at, at + n) of a [k][total] matrix, as rows. */
+static void *transpose(const chi_tensor *t, int64_t n, int64_t k, chi_bind_slice s, chi_err *err) {
+  size_t size = chi_dtype_size(t->dtype);
+  uint8_t *out = chi_calloc((size_t)n * (size_t)k, size, err);
+  const uint8_t *in = t->data;
+  for (int64_t i = 0; out && i < k; i++)
+    for (int64_t j = 0; j < n; j++)
+      memcpy(out + (size_t)(j * k + i) * size, in + (size_t)(i * s.total + s.at + j) * size, size);
+  return out;
+}
+
+int chi_bind_part(chi_binder *b, chi_linear *out, int64_t n, int64_t k, chi_bind_slice s, bool want_bias, chi_err *err,
+                  const char *fmt, ...) {
+  char base[256], name[288];
+  NAME(base);
+  snprintf(name, sizeof name, "%s.weight", base);
+  int64_t dim[2] = {s.transposed ? k : s.total, s.transposed ? s.total : k};
+  const chi_tensor *t = chi_bind_tensor(b, name, 2, dim, err);
+  if (!t) return CHI_ERR_FORMAT;
+  int rc = 0;
+  if (s.transposed && !b->dry) {
+    void *rows = transpose(t, n, k, s, err);
+    rc = rows ? pack(b, &out->w, rows, t->dtype, n, k, err) : CHI_ERR_MEMORY;
+    chi_free(rows);
+  } else {
+    const uint8_t *data = t->data;
+    rc = pack(b, &out->w, data ? data + (size_t)(s.at * k) * chi_dtype_size(t->dtype) : NULL, t->dtype, n, k, err);
+  }
+  if (rc || !want_bias) return rc;
+  snprintf(name, sizeof name, "%s.bias", base);
+  if (!(t = chi_bind_tensor(b, name, 1, &s.total, err))) return CHI_ERR_FORMAT;
+  return floats(b, &out->bias, t, s.at, n, err);
+}
+
+int chi_bind_table(chi_binder *b, float **out, int64_t n, int64_t d, int64_t skip, chi_err *err, const char *name) {
+  const chi_tensor *t = chi_bind_tensor(b, name, 2, (int64_t[]){skip + n, d}, err);
+  return t ? floats(b, out, t, skip * d, n * d, err) : CHI_ERR_FORMAT;
+}
+
+int chi_bind_embed(chi_binder *b, chi_err *err, const char *base, const char *name) {
+  char full[256];
+  chi_decoder *d = &b->m->net.decoder;
+  snprintf(full, sizeof full, "%s%s", base, name);
+  const chi_tensor *t = chi_bind_tensor(b, full, 2, (int64_t[]){d->vocab, d->spec.d}, err);
+  if (!t) return CHI_ERR_FORMAT;
+  if (t->dtype == CHI_F64)
+    return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: tensor '%s' is F64; weights are F32, F16 or BF16", b->m->path, full);
+  d->embed = t->data;
+  d->embed_dtype = t->dtype;
+  b->m->stored = t->dtype;
+  d->block = chi_calloc((size_t)d->spec.layers, sizeof *d->block, err);
+  return d->block ? 0 : CHI_ERR_MEMORY;
+}
+
+int chi_bind_head(chi_binder *b, const char *head, bool tied, bool want_bias, chi_err *err) {
+  chi_decoder *d = &b->m->net.decoder;
+  if (!tied) {
+    if (chi_bind_has(b, "%s.weight", head))
+      return chi_bind_linear(b, &d->head, d->vocab, d->spec.d, want_bias, err, "%s", head);
+    return chi_fail(err, CHI_ERR_FORMAT, "%s: tensor '%s.weight' is missing and tie_word_embeddings is false",
+                    b->m->path, head);
+  }
+  if (want_bias) {
+    int rc = chi_bind_vec(b, &d->head.bias, d->vocab, err, "%s.bias", head);
+    if (rc) return rc;
+  }
+  return pack(b, &d->head.w, d->embed, d->embed_dtype, d->vocab, d->spec.d, err);
+}
+
+bool chi_bind_has(const chi_binder *b, const char *fmt, ...) {
+  char name[256];
+  va_list ap;
+  va_start(ap, fmt);
+  int n = vsnprintf(name, sizeof name, fmt, ap);
+  va_end(ap);
+  return n > 0 && (size_t)n < sizeof name && chi_st_find(b->st, name) != NULL;
 }
 
 int chi_bind_prefix(const chi_binder *b, const char **out, const char *const *prefixes, const char *suffix,

@@ -1,7 +1,7 @@
 /* Opening a checkpoint folder. */
-#include "model/model.h"
-
 #include <string.h>
+
+#include "model/family.h"
 
 typedef int (*family_fn)(chi_model *m, const json_t *config, chi_binder *b, chi_err *err);
 static const struct {
@@ -40,11 +40,15 @@ static int64_t decoder_params(const json_t *config) {
   if (!json_is_object(t)) t = config;
   int64_t d = 4096, l = 32, f = 11008, v = 32000;
   const struct {
-    const char *key;
+    const char *key, *other;
     int64_t *to;
-  } keys[] = {{"hidden_size", &d}, {"num_hidden_layers", &l}, {"intermediate_size", &f}, {"vocab_size", &v}};
+  } keys[] = {{"hidden_size", "n_embd", &d},
+              {"num_hidden_layers", "n_layer", &l},
+              {"intermediate_size", "ffn_dim", &f},
+              {"vocab_size", "", &v}};
   for (size_t i = 0; i < 4; i++) {
     const json_t *x = json_object_get(t, keys[i].key);
+    if (!x) x = json_object_get(t, keys[i].other);
     if (json_is_integer(x) && json_integer_value(x) > 0 && json_integer_value(x) < (1 << 24))
       *keys[i].to = json_integer_value(x);
   }
@@ -75,15 +79,68 @@ static int open_text_and_image(chi_model *m, const char *dir, const json_t *conf
   CHI_TRY(chi_tokenizer_load(&m->tok, dir, err));
   CHI_TRY(read_eos(m, dir, config, err));
   if (!m->net.has_vision) return 0;
-  CHI_TRY(chi_path_join(path, sizeof path, dir, "preprocessor_config.json", err));
-  if (!chi_file_exists(path)) CHI_TRY(chi_path_join(path, sizeof path, dir, "processor_config.json", err));
-  CHI_TRY(chi_preproc_load(&m->pre, path, err));
+  if (!m->pre_set) {
+    CHI_TRY(chi_path_join(path, sizeof path, dir, "preprocessor_config.json", err));
+    if (!chi_file_exists(path)) CHI_TRY(chi_path_join(path, sizeof path, dir, "processor_config.json", err));
+    CHI_TRY(chi_preproc_load(&m->pre, path, err));
+  }
   int w = m->pre.do_center_crop ? m->pre.crop_w : m->pre.resize_w,
       h = m->pre.do_center_crop ? m->pre.crop_h : m->pre.resize_h;
   if (w != m->net.vision.image_w || h != m->net.vision.image_h)
     return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: preprocessing gives %dx%d pictures; the vision tower reads %dx%d",
-                    path, w, h, m->net.vision.image_w, m->net.vision.image_h);
+                    dir, w, h, m->net.vision.image_w, m->net.vision.image_h);
 out:
+  return rc;
+}
+
+/* Pickles run code when they are read; they are converted once, by their owner. */
+static int check_pickle(const char *dir, chi_err *err) {
+  static const char *const names[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                                      "pytorch_model.bin.index.json"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    char path[4096];
+    int rc = chi_path_join(path, sizeof path, dir, names[i], err);
+    if (rc) return rc;
+    if (!chi_file_exists(path)) continue;
+    if (i < 2) return 0;
+    return chi_fail(err, CHI_ERR_UNSUPPORTED,
+                    "%s holds %s, a pickle, and no safetensors; convert it once with: python "
+                    "tools/convert/bin_to_safetensors.py %s",
+                    dir, names[i], dir);
+  }
+  return 0;
+}
+
+static chi_model *new_model(const char *path, chi_err *err) {
+  chi_model *m = chi_calloc(1, sizeof *m, err);
+  if (!m) return NULL;
+  m->image_token = -1;
+  m->image_text = "<image>";
+  m->path = chi_arena_strdup(&m->arena, path, err);
+  if (m->path) return m;
+  chi_model_free(m);
+  return NULL;
+}
+
+int chi_model_dry(chi_model **out, const json_t *config, const chi_st *header, chi_str *left, chi_err *err) {
+  int rc = 0;
+  family_fn open = NULL;
+  chi_binder b = {0};
+  chi_model *m = new_model("(header)", err);
+  if (!m) return CHI_ERR_MEMORY;
+  CHI_TRY(find_family(m, config, &open, err));
+  b = (chi_binder){.m = m, .st = header, .dry = true, .used = chi_calloc(chi_st_count(header) + 1, 1, err)};
+  CHI_TRY(b.used ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(open(m, config, &b, err));
+  chi_net_shape(&m->net);
+  for (size_t i = 0; left && i < chi_st_count(header); i++)
+    if (!b.used[i]) chi_str_addf(left, "%s\n", chi_st_at(header, i)->name);
+out:
+  chi_free(b.used);
+  if (rc)
+    chi_model_free(m);
+  else
+    *out = m;
   return rc;
 }
 
@@ -93,18 +150,15 @@ int chi_model_open(chi_model **out, const char *path, chi_dtype_choice dtype, ch
   json_t *config = NULL;
   family_fn open = NULL;
   chi_binder b = {0};
-  chi_model *m = chi_calloc(1, sizeof *m, err);
+  chi_model *m = new_model(path, err);
   if (!m) return CHI_ERR_MEMORY;
-  m->image_token = -1;
-  m->image_text = "<image>";
-  m->path = chi_arena_strdup(&m->arena, path, err);
-  CHI_TRY(m->path ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(chi_path_join(file, sizeof file, path, "config.json", err));
   CHI_TRY(chi_json_load(&config, file, 16 << 20, err));
   CHI_TRY(find_family(m, config, &open, err));
   int64_t params = decoder_params(config);
   bool big = params >= 1000000000;
   m->net.compute = dtype == CHI_DTYPE_BF16 || (dtype == CHI_DTYPE_AUTO && big) ? CHI_COMPUTE_BF16 : CHI_COMPUTE_F32;
+  CHI_TRY(check_pickle(path, err));
   CHI_TRY(chi_st_open(&m->st, path, err));
   b = (chi_binder){.m = m, .st = m->st, .used = chi_calloc(chi_st_count(m->st) + 1, 1, err)};
   CHI_TRY(b.used ? 0 : CHI_ERR_MEMORY);
@@ -130,8 +184,24 @@ void chi_model_free(chi_model *m) {
   chi_net_free(&m->net);
   chi_tokenizer_free(m->tok);
   chi_st_close(m->st);
+  chi_st_close(m->tower);
   chi_arena_free(&m->arena);
   chi_free(m);
 }
 
-int chi_model_hash(chi_model *m, chi_err *err) { return m->hash[0] ? 0 : chi_st_hash(m->hash, m->st, err); }
+int chi_model_hash(chi_model *m, chi_err *err) {
+  int rc = 0;
+  if (m->hash[0]) return 0;
+  CHI_TRY(chi_st_hash(m->hash, m->st, err));
+  if (m->tower) { /* the hash of both hashes, as text */
+    char both[130];
+    chi_sha256 h;
+    memcpy(both, m->hash, 64);
+    CHI_TRY(chi_st_hash(both + 64, m->tower, err));
+    chi_sha256_init(&h);
+    chi_sha256_add(&h, both, 128);
+    chi_sha256_hex(&h, m->hash);
+  }
+out:
+  return rc;
+}

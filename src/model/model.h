@@ -1,12 +1,4 @@
-/* model: a checkpoint folder as one read-only object: network, tokenizer, preprocessing, template.
- *
- * Adding a family (a row in models.def and one file of at most ~300 lines):
- *   1. models.def: CHI_FAMILY(symbol, model_type, doc).
- *   2. src/model/<symbol>.c: `int chi_family_<symbol>(chi_model *m, const json_t *config, chi_binder *b, chi_err *err)`:
- *      config -> block specs (every key that changes the result is read or refused by name and value, before any weight
- *      is read), tensor names -> weights through chi_bind_*, template name, image token.
- *   3. A tiny checkpoint made by tools/ref and its states under tests/fixtures; tests/test_parity.c picks it up by its
- *      folder. tests/test_model.c fails if a row has no fixture. */
+/* model: a checkpoint folder as one read-only object: network, tokenizer, preprocessing, template. A new family: family.h. */
 #ifndef CHI_MODEL_H
 #define CHI_MODEL_H
 
@@ -18,11 +10,13 @@ typedef struct chi_model {
   const char *family; /* row of models.def */
   char *path;
   chi_net net;
-  chi_st *st; /* the map that embeddings are read from */
+  chi_st *st;    /* the map that embeddings are read from */
+  chi_st *tower; /* the vision tower's own files, or NULL */
   chi_tokenizer *tok;
   chi_preproc pre;          /* with a vision tower */
+  bool pre_set;             /* the family filled pre; else it is read from the folder */
   const chi_template *tmpl; /* default template */
-  int32_t image_token;      /* id, -1 without pictures */
+  int32_t image_token;      /* id, -1 without pictures; CHI_PICTURE_ID where the tokenizer has none */
   const char *image_text;   /* its text in a prompt, "<image>" */
   int32_t eos[8], n_eos;
   chi_dtype stored; /* element type of the checkpoint's decoder weights */
@@ -35,36 +29,10 @@ typedef enum chi_dtype_choice { CHI_DTYPE_AUTO, CHI_DTYPE_F32, CHI_DTYPE_BF16 } 
 /* auto: f32 below a billion parameters, else bf16 (logged). path: a Hugging Face folder. Caller: chi_model_free. */
 int chi_model_open(chi_model **out, const char *path, chi_dtype_choice dtype, chi_err *err);
 void chi_model_free(chi_model *m);
+/* Config and names alone, without weights: tests of whole checkpoints' headers. left: names that nothing reads, one a
+ * line (caller: chi_str_free). The model can be looked at and freed, not run. */
+int chi_model_dry(chi_model **out, const json_t *config, const chi_st *header, chi_str *left, chi_err *err);
 int chi_model_hash(chi_model *m, chi_err *err); /* fills m->hash */
-
-/* ---- binding: names -> weights, dtype and shape checked, expected against found -------------------------- */
-typedef struct chi_binder {
-  chi_model *m;
-  const chi_st *st;
-  uint8_t *used; /* per tensor: bound */
-} chi_binder;
-/* Shapes: n rows of k. bias_name may be NULL; want_bias: the tensor must be there. fmt's %d is the layer. */
-int chi_bind_linear(chi_binder *b, chi_linear *out, int64_t n, int64_t k, bool want_bias, chi_err *err, const char *fmt,
-                    ...) __attribute__((format(printf, 7, 8)));
-int chi_bind_vec(chi_binder *b, float **out, int64_t n, chi_err *err, const char *fmt, ...)
-    __attribute__((format(printf, 5, 6)));
-const chi_tensor *chi_bind_tensor(chi_binder *b, const char *name, int ndim, const int64_t *dim,
-                                  chi_err *err); /* any float type */
-/* The first prefix for which prefix + suffix is a stored tensor; fails naming all that were tried. */
-int chi_bind_prefix(const chi_binder *b, const char **out, const char *const *prefixes, const char *suffix,
-                    chi_err *err);
-
-#define CHI_FAMILY(sym, type, doc) \
-  int chi_family_##sym(chi_model *m, const json_t *config, chi_binder *b, chi_err *err);
-#include "model/models.def"
-#undef CHI_FAMILY
-
-/* An activation by its Hugging Face name; unknown ones are refused with key and value. */
-int chi_config_act(chi_act *out, const json_t *obj, const char *key, const char *fallback, const char *where,
-                   chi_err *err);
-/* Shared by the families with a Llama decoder: text config -> spec, `base` prefix ("model.") + head name -> weights. */
-int chi_llama_config(chi_model *m, const json_t *text, const char *where, chi_err *err);
-int chi_llama_weights(chi_model *m, chi_binder *b, const char *base, const char *head, bool tied, chi_err *err);
 
 /* ---- prompts --------------------------------------------------------------------------------------------- */
 typedef enum chi_role {

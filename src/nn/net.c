@@ -51,6 +51,7 @@ void chi_net_free(chi_net *net) {
   chi_linear_free(&net->projector.l2);
   chi_norm_free(&d->final);
   chi_linear_free(&d->head);
+  chi_free(d->pos);
   chi_free(d->rope.cos_t);
   chi_free(d->rope.sin_t);
   memset(net, 0, sizeof *net);
@@ -104,8 +105,18 @@ int chi_net_project_out(const chi_net *net, const float *act, float *out, int64_
 void chi_net_embed_token(const chi_net *net, int32_t id, float *row) {
   const chi_decoder *d = &net->decoder;
   size_t n = (size_t)d->spec.d;
+  if (id < 0 || id >= d->vocab) {
+    memset(row, 0, n * sizeof *row);
+    return;
+  }
   const uint8_t *src = (const uint8_t *)d->embed + (size_t)id * n * chi_dtype_size(d->embed_dtype);
   chi_to_f32(row, src, d->embed_dtype, n, NULL); /* cannot fail: the dtype was checked when the model was bound */
+}
+
+void chi_net_add_position(const chi_net *net, float *row, int32_t pos) {
+  const chi_decoder *d = &net->decoder;
+  int64_t n = d->spec.d;
+  if (d->pos) chi_rows_add(row, n, d->pos + pos * n, n, 1, n);
 }
 
 void chi_net_final_norm(const chi_net *net, const float *x, float *y, int64_t m) {

@@ -33,6 +33,7 @@ typedef struct chi_decoder {
   const void *embed; /* [vocab][d], borrowed from the checkpoint's map */
   chi_dtype embed_dtype;
   int32_t vocab; /* rows of embed and of the head */
+  float *pos;    /* [rope.n][d] learned positions, added after the embed site; NULL = none */
   chi_block *block;
   chi_norm final;
   chi_linear head;
@@ -62,8 +63,10 @@ void chi_net_vision_pre(const chi_net *net, const float *x, float *y, int64_t m)
 /* x [m][n_features*d_vision] -> act [m][ffn] -> out [m][d] */
 int chi_net_project_act(const chi_net *net, const float *x, float *act, int64_t m, chi_err *err);
 int chi_net_project_out(const chi_net *net, const float *act, float *out, int64_t m, chi_err *err);
-/* One token's input embedding. */
+/* One token's input embedding, without a position; zeros for an id that the vocabulary lacks (CHI_PICTURE_ID). */
 void chi_net_embed_token(const chi_net *net, int32_t id, float *row);
+/* Adds the learned position of decoder row `pos` to one row; nothing where the decoder has none. */
+void chi_net_add_position(const chi_net *net, float *row, int32_t pos);
 void chi_net_final_norm(const chi_net *net, const float *x, float *y, int64_t m);
 int chi_net_logits(const chi_net *net, const float *x, float *logits, int64_t m, chi_err *err);
 

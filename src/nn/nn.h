@@ -25,9 +25,11 @@ typedef struct chi_block_spec {
   bool causal;
   bool parallel; /* x + attn(norm1 x) + mlp(norm1 x); norm2 unused */
   bool gated;    /* act(gate) * up */
+  bool bias_qkv, bias_o, bias_mlp; /* what the config promises; set where families differ, read by binding alone */
   chi_act act;
   int32_t rope_half; /* rotated dims / 2 of each head; 0 = none */
-  double rope_theta, rope_linear;
+  int32_t window;    /* layers >= window_from: a row sees its last `window` keys only; 0 = all */
+  int32_t window_from;
   float attn_scale;
 } chi_block_spec;
 
@@ -37,8 +39,8 @@ typedef struct chi_block { /* one layer's weights */
 } chi_block;
 
 typedef struct chi_rope {
-  float *cos_t, *sin_t;
-  int32_t n; /* positions */
+  float *cos_t, *sin_t; /* [n][rope_half]; NULL without rotary embedding */
+  int32_t n;            /* positions: the longest context */
 } chi_rope;
 
 void chi_norm_rows(const chi_block_spec *s, const chi_norm *n, const float *x, float *y, int64_t m, int64_t d);

@@ -224,10 +224,13 @@ static int check_branch(const chi_plan *p, const chi_shape *s, int b, chi_err *e
     if (max > 0 && in->n_rows > max)
       return chi_fail(err, CHI_ERR_ARG, "the prompt has %d rows; the model's context holds %d: shorten the question",
                       in->n_rows, max);
-    for (int32_t i = 0; i < in->n_rows; i++)
+    for (int32_t i = 0; i < in->n_rows; i++) {
+      bool picture = i >= in->image_row && i < in->image_row + s->n_image_rows;
+      if (in->tokens[i] == CHI_PICTURE_ID && ((in->pixels && picture) || in->cache)) continue;
       if (in->tokens[i] < 0 || in->tokens[i] >= s->vocab)
         return chi_fail(err, CHI_ERR_ARG, "token id %d at row %d is outside the vocabulary of %d", in->tokens[i], i,
                         s->vocab);
+    }
     if (in->pixels &&
         (!s->stack[CHI_VISION].present || in->image_row < 0 || in->image_row + s->n_image_rows > in->n_rows))
       return chi_fail(err, CHI_ERR_ARG, "the prompt has no room for the picture's %d rows", s->n_image_rows);

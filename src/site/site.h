@@ -94,9 +94,10 @@ typedef struct chi_intervention {
 
 /* ---- plans ----------------------------------------------------------------------------------------------- */
 /* What a root runs. Borrowed until the plan is freed. */
+#define CHI_PICTURE_ID (-200)            /* for models whose tokenizer has no image token; LLaVA's own number */
 typedef struct chi_kv_cache chi_kv_cache; /* sweep/run.h: keys and values of earlier rows, all layers */
 typedef struct chi_input {
-  const int32_t *tokens; /* n_rows ids; picture rows carry the image token's id */
+  const int32_t *tokens; /* n_rows ids; picture rows carry the image token's id, or CHI_PICTURE_ID */
   int32_t n_rows;        /* decoder rows of this root, cached ones included */
   const float *pixels;   /* [3][h][w] normalised, or NULL for text only */
   int32_t image_row;     /* first picture row (used with pixels) */

@@ -289,6 +289,7 @@ static int run_branch(dense *d, int b) {
   for (int32_t r = 0; r < T; r++) chi_net_embed_token(net, in->tokens[r], x + r * D);
   if (in->pixels) CHI_TRY(run_vision(d, b, in, x + in->image_row * D));
   CHI_TRY(fire(d, b, CHI_DECODER, CHI_SITE_EMBED, -1, x, T, D));
+  for (int32_t r = 0; r < T; r++) chi_net_add_position(net, x + r * D, r);
   CHI_TRY(run_stack(d, b, CHI_DECODER, x, T, NULL));
   for (int32_t r = 0; r < T; r++) {
     if (!wants_final(d, b, r)) continue;

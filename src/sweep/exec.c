@@ -241,7 +241,12 @@ int chi_iv_apply(const chi_exec *x, const chi_intervention *iv, int branch, int 
 int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row, chi_edge *out,
                      int32_t cap) {
   const chi_eff *e = &x->eff[branch];
-  int32_t n = 0, heads = x->net->shape.stack[stack].heads;
+  const chi_block_spec *s = chi_net_spec(x->net, stack);
+  int32_t n = 0, heads = x->net->shape.stack[stack].heads, hidden = row + 1 - s->window;
+  if (s->window > 0 && layer >= s->window_from && hidden > 0) { /* a sliding window is a cut that is always there */
+    if (n < cap) out[n] = (chi_edge){.row = row, .key_hi = hidden, .head_hi = heads, .op = CHI_EDGE_CUT};
+    n++;
+  }
   for (int32_t k = 0; k < e->n; k++) {
     const chi_intervention *iv = e->iv[k];
     if (!chi_iv_is_edge(iv) || !chi_iv_acts(iv, stack, CHI_SITE_PATTERN, layer) || chi_iv_row(iv, row) < 0) continue;

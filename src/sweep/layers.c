@@ -107,6 +107,7 @@ int chi_layers_init(chi_layers *L, const chi_exec *x, const chi_live *live, int3
     if (L->slot_n[b]++ == 0) L->slot0[b] = i;
   }
   const chi_plan *p = x->plan;
+  L->any_edges = s->window > 0;
   for (size_t b = 0; b < nb; b++)
     for (int i = 0; i < p->branch[b].count; i++) {
       const chi_intervention *iv = &p->branch[b].iv[i];

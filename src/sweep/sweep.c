@@ -331,6 +331,8 @@ static int run_decoder(piece *pc) {
   fill_input(pc, &L);
   CHI_TRY(chi_layers_fire(&L, CHI_SITE_IMAGE_EMBED, -1, L.res, L.D));
   CHI_TRY(chi_layers_fire(&L, CHI_SITE_EMBED, -1, L.res, L.D));
+  for (int32_t s = 0; s < pc->dec.n_slots; s++)
+    if (pc->dec.slot_birth[s] <= CHI_T_EMBED) chi_net_add_position(x->net, L.res + s * L.D, pc->dec.slot_row[s]);
   CHI_TRY(chi_layers_run(&L, pc->done + (pc->has_vis ? pc->vis.layers : 0), pc->total));
   CHI_TRY(run_head(pc, &L));
   for (size_t b = 0; b < x->plan->n_branches; b++) {

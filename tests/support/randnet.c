@@ -72,9 +72,7 @@ static chi_block_spec block_spec(rnd *r, bool vision) {
                       .causal = !vision,
                       .parallel = rnd_chance(r, 0.35),
                       .gated = rnd_chance(r, vision ? 0.2 : 0.6),
-                      .act = (chi_act)rnd_range(r, CHI_ACT_SILU, CHI_ACT_RELU + 1),
-                      .rope_theta = 10000.0,
-                      .rope_linear = rnd_chance(r, 0.2) ? 2.0 : 1.0};
+                      .act = (chi_act)rnd_range(r, CHI_ACT_SILU, CHI_ACT_RELU + 1)};
   if (!vision) s.rope_half = ONE_OF(r, 0, hd / 4, hd / 2, hd / 2);
   s.attn_scale = 1.0f / sqrtf((float)hd);
   return s;
@@ -113,7 +111,16 @@ static void make_decoder(rnd *r, randnet *n) {
   size_t table = (size_t)d->rope.n * (size_t)d->spec.rope_half;
   d->rope.cos_t = chi_calloc(table, sizeof(float), NULL);
   d->rope.sin_t = chi_calloc(table, sizeof(float), NULL);
-  chi_rope_table(d->rope.cos_t, d->rope.sin_t, d->rope.n, d->spec.rope_half, d->spec.rope_theta, d->spec.rope_linear);
+  chi_rope_table(d->rope.cos_t, d->rope.sin_t, d->rope.n, d->spec.rope_half, 10000.0, rnd_chance(r, 0.2) ? 2.0 : 1.0);
+  if (rnd_chance(r, 0.3)) { /* learned positions */
+    d->pos = chi_calloc((size_t)d->rope.n * (size_t)d->spec.d, sizeof *d->pos, NULL);
+    assert_non_null(d->pos);
+    for (int64_t i = 0; i < (int64_t)d->rope.n * d->spec.d; i++) d->pos[i] = rnd_normal(r);
+  }
+  if (rnd_chance(r, 0.3)) { /* a sliding window, from some layer on */
+    d->spec.window = ONE_OF(r, 1, 3, 17, 32, 40);
+    d->spec.window_from = rnd_range(r, 0, d->spec.layers);
+  }
 }
 
 static void make_vision(rnd *r, randnet *n) {
