@@ -68,6 +68,9 @@ typedef struct chi_tensor { /* one stored tensor; data points into the map */
  * the file and not overlapping, index entries present. No fixed cap on the number of tensors. */
 typedef struct chi_st chi_st;
 int chi_st_open(chi_st **out, const char *path, chi_err *err);
+/* The same view of tensors that lie elsewhere (a GGUF file under Hugging Face names): names are copied, data is borrowed.
+ * `maps` belong to the result from then on (closed with it; hashed by chi_st_hash); on failure they stay the caller's. */
+int chi_st_view(chi_st **out, const chi_tensor *tensors, size_t n, const chi_map *maps, size_t n_maps, chi_err *err);
 void chi_st_close(chi_st *s);
 size_t chi_st_count(const chi_st *s);
 const chi_tensor *chi_st_at(const chi_st *s, size_t i);              /* sorted by name */

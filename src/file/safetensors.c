@@ -360,6 +360,32 @@ int chi_st_open(chi_st **out, const char *path, chi_err *err) {
   return 0;
 }
 
+int chi_st_view(chi_st **out, const chi_tensor *tensors, size_t n, const chi_map *maps, size_t n_maps, chi_err *err) {
+  int rc = 0;
+  *out = NULL;
+  chi_st *s = chi_calloc(1, sizeof *s, err);
+  if (!s) return CHI_ERR_MEMORY;
+  s->entries = chi_calloc(n, sizeof *s->entries, err);
+  s->parts = chi_calloc(n_maps, sizeof *s->parts, err);
+  rc = s->entries && s->parts ? 0 : CHI_ERR_MEMORY;
+  for (; rc == 0 && s->n < n; s->n++) {
+    s->entries[s->n].t = tensors[s->n];
+    s->entries[s->n].t.name = chi_arena_strdup(&s->arena, tensors[s->n].name, err);
+    if (!s->entries[s->n].t.name) rc = CHI_ERR_MEMORY;
+  }
+  if (rc == 0 && n) qsort(s->entries, n, sizeof *s->entries, by_name);
+  for (size_t i = 1; rc == 0 && i < n; i++)
+    if (strcmp(s->entries[i - 1].t.name, s->entries[i].t.name) == 0)
+      rc = chi_fail(err, CHI_ERR_FORMAT, "tensor \"%.120s\" is there twice", s->entries[i].t.name);
+  for (; rc == 0 && s->n_parts < n_maps; s->n_parts++)
+    s->parts[s->n_parts] = (part){.name = (char *)(uintptr_t) "", .map = maps[s->n_parts]};
+  if (rc)
+    chi_st_close(s);
+  else
+    *out = s;
+  return rc;
+}
+
 void chi_st_close(chi_st *s) {
   if (!s) return;
   for (size_t i = 0; i < s->n_parts; i++) chi_map_close(&s->parts[i].map);

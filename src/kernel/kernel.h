@@ -46,7 +46,8 @@ typedef struct chi_mat {
   void *data;        /* owned; chi_mat_free */
   size_t bytes;
 } chi_mat;
-/* src: n rows of k elements, row stride ld elements, float dtype. Threaded. */
+/* src: n rows of k elements, row stride ld elements, float dtype or quantised blocks (k, ld whole blocks; they are packed as
+ * F32 for f32 compute). Threaded. */
 int chi_mat_pack(chi_mat *out, const void *src, chi_dtype dtype, int64_t n, int64_t k, int64_t ld, chi_compute compute,
                  chi_err *err);
 void chi_mat_free(chi_mat *m);

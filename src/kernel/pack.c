@@ -12,6 +12,7 @@
 #endif
 
 #include "kernel/table.h"
+#include "tensor/quant.h"
 
 enum { HUGE_PAGE = 2 << 20, PACK_K = 32 };
 
@@ -24,11 +25,16 @@ static inline chi_bf16 to_bf16(float x) {
 
 typedef struct pack_job {
   const chi_mat *m;
-  const char *src;
+  const char *src; /* element (row0, k0) */
   chi_dtype dtype;
   int64_t ld;
-  size_t size; /* bytes of a source element */
+  size_t size;          /* bytes of a source element */
+  int64_t row0, k0, k1; /* what src holds: rows from row0, columns [k0, k1) */
 } pack_job;
+
+static const char *row_at(const pack_job *j, int64_t row, int64_t k) {
+  return j->src + (size_t)((row - j->row0) * j->ld + k - j->k0) * j->size;
+}
 
 /* f32 compute, one panel: [k][32] in the store type; F64 sources are narrowed to F32. */
 static void pack_wide(const pack_job *j, int64_t panel) {
@@ -36,12 +42,12 @@ static void pack_wide(const pack_job *j, int64_t panel) {
   int64_t rows = chi_min64(CHI_PANEL, m->n - panel * CHI_PANEL);
   size_t es = chi_dtype_size(m->store);
   char *dst = (char *)m->data + (size_t)panel * CHI_PANEL * (size_t)m->k * es;
-  for (int64_t k0 = 0; k0 < m->k; k0 += PACK_K) {
+  for (int64_t k0 = j->k0; k0 < j->k1; k0 += PACK_K) {
     int64_t kn = chi_min64(PACK_K, m->k - k0);
     char *out = dst + (size_t)k0 * CHI_PANEL * es;
     if (rows < CHI_PANEL) memset(out, 0, (size_t)(kn * CHI_PANEL) * es);
     for (int64_t r = 0; r < rows; r++) {
-      const char *row = j->src + (size_t)((panel * CHI_PANEL + r) * j->ld + k0) * j->size;
+      const char *row = row_at(j, panel * CHI_PANEL + r, k0);
       float narrow[PACK_K];
       if (j->dtype == CHI_F64) {
         (void)chi_to_f32(narrow, row, CHI_F64, (size_t)kn, NULL);
@@ -61,12 +67,12 @@ static void pack_bf16(const pack_job *j, int64_t panel) {
   int64_t rows = chi_min64(CHI_PANEL, m->n - panel * CHI_PANEL);
   int64_t kp = chi_ceil_div(m->k, 32) * 32;
   chi_bf16 *dst = (chi_bf16 *)m->data + panel * CHI_PANEL * kp;
-  for (int64_t k0 = 0; k0 < kp; k0 += PACK_K) {
+  for (int64_t k0 = j->k0; k0 < j->k1; k0 += PACK_K) {
     int64_t kn = chi_min64(PACK_K, m->k - k0);
     chi_bf16 *out = dst + k0 * CHI_PANEL;
     if (rows < CHI_PANEL || kn < PACK_K) memset(out, 0, (size_t)PACK_K * CHI_PANEL * sizeof *out);
     for (int64_t r = 0; r < rows; r++) {
-      const char *row = j->src + (size_t)((panel * CHI_PANEL + r) * j->ld + k0) * j->size;
+      const char *row = row_at(j, panel * CHI_PANEL + r, k0);
       chi_bf16 v[PACK_K];
       if (j->dtype == CHI_BF16) {
         memcpy(v, row, (size_t)kn * sizeof *v);
@@ -80,25 +86,53 @@ static void pack_bf16(const pack_job *j, int64_t panel) {
   }
 }
 
-static void pack_task(void *ud, int64_t panel) {
-  const pack_job *j = ud;
+static void pack_panel(const pack_job *j, int64_t panel) {
   if (j->m->compute == CHI_COMPUTE_BF16)
     pack_bf16(j, panel);
   else
     pack_wide(j, panel);
 }
 
+/* Quantised blocks become f32 a tile of the panel at a time: the whole matrix is never there twice. */
+static void pack_blocks(const pack_job *j, int64_t panel) {
+  const chi_mat *m = j->m;
+  float tile[CHI_PANEL][CHI_QUANT_LARGE];
+  int64_t row0 = panel * CHI_PANEL, rows = chi_min64(CHI_PANEL, m->n - row0);
+  pack_job t = {.m = m, .src = (const char *)tile, .dtype = CHI_F32, .ld = CHI_QUANT_LARGE, .size = 4, .row0 = row0};
+  for (t.k0 = 0; t.k0 < m->k; t.k0 = t.k1) {
+    t.k1 = chi_min64(m->k, t.k0 + CHI_QUANT_LARGE);
+    for (int64_t r = 0; r < rows; r++) {
+      const char *src = j->src + chi_dtype_bytes(j->dtype, (size_t)((row0 + r) * j->ld + t.k0));
+      (void)chi_dequantize(tile[r], src, j->dtype, (size_t)(t.k1 - t.k0), NULL); /* whole blocks: checked before */
+    }
+    pack_panel(&t, panel);
+  }
+}
+
+static void pack_task(void *ud, int64_t panel) {
+  const pack_job *j = ud;
+  if (chi_dtype_is_quant(j->dtype))
+    pack_blocks(j, panel);
+  else
+    pack_panel(j, panel);
+}
+
 int chi_mat_pack(chi_mat *out, const void *src, chi_dtype dtype, int64_t n, int64_t k, int64_t ld, chi_compute compute,
                  chi_err *err) {
   *out = (chi_mat){0};
-  if (!chi_dtype_is_float(dtype))
-    return chi_fail(err, CHI_ERR_UNSUPPORTED, "weight matrix: element type %s; need F32, F16, BF16 or F64",
+  if (!chi_dtype_is_weight(dtype))
+    return chi_fail(err, CHI_ERR_UNSUPPORTED,
+                    "weight matrix: element type %s; need F32, F16, BF16, F64 or quantised blocks",
                     chi_dtype_name(dtype));
   const int64_t limit = (int64_t)1 << 40; /* keeps every product below in range */
   if (n < 1 || k < 1 || ld < k || n > limit || k > limit || ld > limit)
     return chi_fail(err, CHI_ERR_ARG, "weight matrix: %lld x %lld with row stride %lld is not a matrix", (long long)n,
                     (long long)k, (long long)ld);
-  chi_mat m = {.n = n, .k = k, .compute = compute, .store = dtype == CHI_F64 ? CHI_F32 : dtype};
+  bool blocks = chi_dtype_is_quant(dtype);
+  if (k % chi_dtype_block(dtype) != 0 || ld % chi_dtype_block(dtype) != 0)
+    return chi_fail(err, CHI_ERR_ARG, "weight matrix: rows of %lld with stride %lld are not whole blocks of %s",
+                    (long long)k, (long long)ld, chi_dtype_name(dtype));
+  chi_mat m = {.n = n, .k = k, .compute = compute, .store = dtype == CHI_F64 || blocks ? CHI_F32 : dtype};
   int64_t kp = k;
   if (compute == CHI_COMPUTE_BF16) {
     m.store = CHI_BF16;
@@ -117,7 +151,7 @@ int chi_mat_pack(chi_mat *out, const void *src, chi_dtype dtype, int64_t n, int6
 #ifdef MADV_HUGEPAGE
   if (align == HUGE_PAGE) (void)madvise(m.data, m.bytes, MADV_HUGEPAGE); /* a wish; without it only slower */
 #endif
-  pack_job j = {.m = &m, .src = src, .dtype = dtype, .ld = ld, .size = chi_dtype_size(dtype)};
+  pack_job j = {.m = &m, .src = src, .dtype = dtype, .ld = ld, .size = chi_dtype_size(dtype), .k1 = kp};
   chi_parallel_for(panels, pack_task, &j);
   *out = m;
   return 0;

@@ -2,22 +2,43 @@
 
 #include <string.h>
 
+#include "tensor/quant.h"
+
 static const struct {
   const char *name;
-  size_t size;
+  size_t size; /* bytes of an element, or of a block */
+  int64_t block;
   bool is_float;
-} types[CHI_DTYPE_COUNT] = {
-    [CHI_F32] = {"F32", 4, true},    [CHI_F16] = {"F16", 2, true},  [CHI_BF16] = {"BF16", 2, true},
-    [CHI_F64] = {"F64", 8, true},    [CHI_I64] = {"I64", 8, false}, [CHI_I32] = {"I32", 4, false},
-    [CHI_I16] = {"I16", 2, false},   [CHI_I8] = {"I8", 1, false},   [CHI_U8] = {"U8", 1, false},
-    [CHI_BOOL] = {"BOOL", 1, false},
+} types[CHI_DTYPE_END] = {
+    [CHI_F32] = {"F32", 4, 1, true},
+    [CHI_F16] = {"F16", 2, 1, true},
+    [CHI_BF16] = {"BF16", 2, 1, true},
+    [CHI_F64] = {"F64", 8, 1, true},
+    [CHI_I64] = {"I64", 8, 1, false},
+    [CHI_I32] = {"I32", 4, 1, false},
+    [CHI_I16] = {"I16", 2, 1, false},
+    [CHI_I8] = {"I8", 1, 1, false},
+    [CHI_U8] = {"U8", 1, 1, false},
+    [CHI_BOOL] = {"BOOL", 1, 1, false},
+    [CHI_Q4_0] = {"Q4_0", CHI_Q4_0_BYTES, CHI_QUANT_SMALL, false},
+    [CHI_Q4_1] = {"Q4_1", CHI_Q4_1_BYTES, CHI_QUANT_SMALL, false},
+    [CHI_Q5_0] = {"Q5_0", CHI_Q5_0_BYTES, CHI_QUANT_SMALL, false},
+    [CHI_Q5_1] = {"Q5_1", CHI_Q5_1_BYTES, CHI_QUANT_SMALL, false},
+    [CHI_Q8_0] = {"Q8_0", CHI_Q8_0_BYTES, CHI_QUANT_SMALL, false},
+    [CHI_Q4_K] = {"Q4_K", CHI_Q4_K_BYTES, CHI_QUANT_LARGE, false},
+    [CHI_Q5_K] = {"Q5_K", CHI_Q5_K_BYTES, CHI_QUANT_LARGE, false},
+    [CHI_Q6_K] = {"Q6_K", CHI_Q6_K_BYTES, CHI_QUANT_LARGE, false},
 };
 
-static bool known(chi_dtype t) { return (unsigned)t < CHI_DTYPE_COUNT; }
+static bool known(chi_dtype t) { return (unsigned)t < CHI_DTYPE_END && types[t].name; }
 
-size_t chi_dtype_size(chi_dtype t) { return known(t) ? types[t].size : 0; }
+size_t chi_dtype_size(chi_dtype t) { return known(t) && types[t].block == 1 ? types[t].size : 0; }
+int64_t chi_dtype_block(chi_dtype t) { return known(t) ? types[t].block : 1; }
+size_t chi_dtype_bytes(chi_dtype t, size_t n) { return known(t) ? n / (size_t)types[t].block * types[t].size : 0; }
 const char *chi_dtype_name(chi_dtype t) { return known(t) ? types[t].name : "?"; }
 bool chi_dtype_is_float(chi_dtype t) { return known(t) && types[t].is_float; }
+bool chi_dtype_is_quant(chi_dtype t) { return known(t) && types[t].block > 1; }
+bool chi_dtype_is_weight(chi_dtype t) { return chi_dtype_is_float(t) || chi_dtype_is_quant(t); }
 
 int chi_dtype_parse(chi_dtype *out, const char *name, chi_err *err) {
   for (unsigned i = 0; i < CHI_DTYPE_COUNT; i++) {
@@ -100,6 +121,7 @@ int chi_to_f32(float *dst, const void *src, chi_dtype t, size_t n, chi_err *err)
       }
       return 0;
     default:
+      if (chi_dtype_is_quant(t)) return chi_dequantize(dst, src, t, n, err);
       return chi_fail(err, CHI_ERR_UNSUPPORTED, "elements of type %s cannot be read as numbers of a float tensor",
                       chi_dtype_name(t));
   }
