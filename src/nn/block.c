@@ -15,10 +15,11 @@ static int linear(const chi_linear *l, const float *x, float *y, int64_t m, chi_
 int chi_block_qkv(const chi_block_spec *s, const chi_block *w, const chi_rope *rope, const float *x, const int32_t *pos,
                   int64_t m, float *h, float *q, float *k, float *v, chi_err *err) {
   int rc = 0;
-  chi_norm_rows(s, &w->norm1, x, h, m, s->d);
-  CHI_TRY(linear(&w->q, h, q, m, err));
-  CHI_TRY(linear(&w->k, h, k, m, err));
-  CHI_TRY(linear(&w->v, h, v, m, err));
+  if (!s->post_norm) chi_norm_rows(s, &w->norm1, x, h, m, s->d);
+  const float *y = s->post_norm ? x : h;
+  CHI_TRY(linear(&w->q, y, q, m, err));
+  CHI_TRY(linear(&w->k, y, k, m, err));
+  CHI_TRY(linear(&w->v, y, v, m, err));
   if (s->rope_half > 0) {
     chi_rope_rows(q, w->q.w.n, m, s->heads, s->head_dim, s->rope_half, pos, rope->cos_t, rope->sin_t);
     chi_rope_rows(k, w->k.w.n, m, s->kv_heads, s->head_dim, s->rope_half, pos, rope->cos_t, rope->sin_t);
@@ -45,10 +46,11 @@ int chi_block_o(const chi_block *w, const chi_block_spec *s, const float *mix, f
 int chi_block_act(const chi_block_spec *s, const chi_block *w, const float *x, int64_t m, float *h, float *g,
                   float *act, chi_err *err) {
   int rc = 0;
-  chi_norm_rows(s, s->parallel ? &w->norm1 : &w->norm2, x, h, m, s->d);
-  CHI_TRY(linear(&w->up, h, act, m, err));
+  if (!s->post_norm) chi_norm_rows(s, s->parallel ? &w->norm1 : &w->norm2, x, h, m, s->d);
+  const float *y = s->post_norm ? x : h;
+  CHI_TRY(linear(&w->up, y, act, m, err));
   if (s->gated) {
-    CHI_TRY(linear(&w->gate, h, g, m, err));
+    CHI_TRY(linear(&w->gate, y, g, m, err));
     chi_act_rows(s->act, g, s->ffn, act, s->ffn, act, s->ffn, m, s->ffn);
   } else {
     chi_act_rows(s->act, act, s->ffn, NULL, 0, act, s->ffn, m, s->ffn);
@@ -61,6 +63,39 @@ int chi_block_down(const chi_block_spec *s, const chi_block *w, const float *act
                    chi_err *err) {
   (void)s;
   return linear(&w->down, act, mlp_out, m, err);
+}
+
+void chi_block_add(const chi_block_spec *s, const chi_norm *after, float *x, const float *comp, int64_t m) {
+  chi_rows_add(x, s->d, comp, s->d, m, s->d);
+  if (s->post_norm) chi_norm_rows(s, after, x, x, m, s->d);
+}
+
+bool chi_block_has_cross(const chi_block_spec *s, int layer) {
+  return s->cross_every > 0 && layer % s->cross_every == 0;
+}
+
+int chi_block_xq(const chi_block_spec *s, const chi_block *w, const float *x, int64_t m, float *q, chi_err *err) {
+  int64_t n = (int64_t)s->heads * s->head_dim;
+  int rc = linear(&w->xq, x, q, m, err);
+  if (rc == 0 && w->xq.w.compute == CHI_COMPUTE_BF16) chi_rows_round_bf16(q, n, m, n);
+  return rc;
+}
+
+int chi_block_xkv(const chi_block_spec *s, const chi_block *w, const float *rows, int64_t m, float *k, float *v,
+                  chi_err *err) {
+  int rc = 0;
+  int64_t n = (int64_t)s->kv_heads * s->head_dim;
+  CHI_TRY(linear(&w->xk, rows, k, m, err));
+  CHI_TRY(linear(&w->xv, rows, v, m, err));
+  if (w->xk.w.compute != CHI_COMPUTE_BF16) goto out;
+  chi_rows_round_bf16(k, n, m, n);
+  chi_rows_round_bf16(v, n, m, n);
+out:
+  return rc;
+}
+
+int chi_block_xo(const chi_block *w, const float *mix, float *out, int64_t m, chi_err *err) {
+  return linear(&w->xo, mix, out, m, err);
 }
 
 void chi_norm_free(chi_norm *n) {
@@ -76,8 +111,9 @@ void chi_linear_free(chi_linear *l) {
 }
 
 void chi_block_free(chi_block *b) {
-  chi_linear *all[] = {&b->q, &b->k, &b->v, &b->o, &b->gate, &b->up, &b->down};
+  chi_linear *all[] = {&b->q, &b->k, &b->v, &b->o, &b->gate, &b->up, &b->down, &b->xq, &b->xk, &b->xv, &b->xo};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) chi_linear_free(all[i]);
   chi_norm_free(&b->norm1);
   chi_norm_free(&b->norm2);
+  chi_norm_free(&b->norm_x);
 }

@@ -14,6 +14,7 @@ static chi_stack_shape block_shape(const chi_block_spec *s, int32_t rows) {
                            .ffn = s->ffn,
                            .rows = rows,
                            .causal = s->causal,
+                           .cross_every = s->cross_every,
                            .present = true};
 }
 
@@ -24,11 +25,16 @@ void chi_net_shape(chi_net *net) {
   s->vocab = net->decoder.vocab;
   if (!net->has_vision) return;
   s->stack[CHI_VISION] = block_shape(&net->vision.spec, net->vision.rows);
-  s->n_image_rows = net->vision.rows - net->vision.select;
-  s->vision_select = net->vision.select;
+  s->stack[CHI_VISION].final_norm = net->vision.post.w != NULL;
+  if (net->has_qformer) {
+    s->stack[CHI_QFORMER] = block_shape(&net->qformer.spec, net->qformer.queries);
+    s->stack[CHI_QFORMER].cross_keys = net->vision.rows;
+  }
+  s->n_image_rows = net->has_qformer ? net->qformer.queries : net->vision.rows - net->vision.select;
+  s->vision_select = net->has_qformer ? -1 : net->vision.select;
   s->stack[CHI_PROJECTOR] = (chi_stack_shape){.layers = 1,
                                               .d = net->decoder.spec.d,
-                                              .ffn = (int32_t)net->projector.l1.w.n,
+                                              .ffn = (int32_t)chi_net_project_ffn(net),
                                               .rows = s->n_image_rows,
                                               .present = true};
 }
@@ -47,6 +53,8 @@ void chi_net_free(chi_net *net) {
   chi_free(v->cls);
   chi_free(v->pos);
   chi_norm_free(&v->pre);
+  chi_norm_free(&v->post);
+  chi_qformer_free(&net->qformer);
   chi_linear_free(&net->projector.l1);
   chi_linear_free(&net->projector.l2);
   chi_norm_free(&d->final);
@@ -58,11 +66,13 @@ void chi_net_free(chi_net *net) {
 }
 
 const chi_block_spec *chi_net_spec(const chi_net *net, chi_stack stack) {
-  return stack == CHI_VISION ? &net->vision.spec : &net->decoder.spec;
+  return stack == CHI_VISION ? &net->vision.spec : stack == CHI_QFORMER ? &net->qformer.spec : &net->decoder.spec;
 }
 
 const chi_block *chi_net_block(const chi_net *net, chi_stack stack, int layer) {
-  return stack == CHI_VISION ? &net->vision.block[layer] : &net->decoder.block[layer];
+  return stack == CHI_VISION    ? &net->vision.block[layer]
+         : stack == CHI_QFORMER ? &net->qformer.block[layer]
+                                : &net->decoder.block[layer];
 }
 
 int chi_net_vision_embed(const chi_net *net, const float *pixels, float *rows, chi_err *err) {
@@ -81,13 +91,26 @@ out:
   return rc;
 }
 
-void chi_net_vision_pre(const chi_net *net, const float *x, float *y, int64_t m) {
-  const chi_vision *v = &net->vision;
-  if (v->pre.w)
-    chi_norm_rows(&v->spec, &v->pre, x, y, m, v->spec.d);
-  else
+static void norm_or_copy(const chi_vision *v, const chi_norm *n, const float *x, float *y, int64_t m) {
+  if (n->w)
+    chi_norm_rows(&v->spec, n, x, y, m, v->spec.d);
+  else if (x != y)
     memcpy(y, x, (size_t)m * (size_t)v->spec.d * sizeof *y);
 }
+
+void chi_net_vision_pre(const chi_net *net, const float *x, float *y, int64_t m) {
+  norm_or_copy(&net->vision, &net->vision.pre, x, y, m);
+}
+
+void chi_net_vision_post(const chi_net *net, const float *x, float *y, int64_t m) {
+  norm_or_copy(&net->vision, &net->vision.post, x, y, m);
+}
+
+int64_t chi_net_project_width(const chi_net *net) {
+  return net->has_qformer ? net->qformer.spec.d : (int64_t)net->vision.spec.d * net->vision.n_features;
+}
+
+int64_t chi_net_project_ffn(const chi_net *net) { return net->projector.l2.w.n ? net->projector.l1.w.n : 0; }
 
 int chi_net_project_act(const chi_net *net, const float *x, float *act, int64_t m, chi_err *err) {
   const chi_projector *p = &net->projector;
@@ -98,8 +121,8 @@ int chi_net_project_act(const chi_net *net, const float *x, float *act, int64_t 
 }
 
 int chi_net_project_out(const chi_net *net, const float *act, float *out, int64_t m, chi_err *err) {
-  const chi_projector *p = &net->projector;
-  return chi_gemm(&p->l2.w, act, p->l2.w.k, out, p->l2.w.n, m, p->l2.bias, err);
+  const chi_linear *l = net->projector.l2.w.n ? &net->projector.l2 : &net->projector.l1;
+  return chi_gemm(&l->w, act, l->w.k, out, l->w.n, m, l->bias, err);
 }
 
 void chi_net_embed_token(const chi_net *net, int32_t id, float *row) {

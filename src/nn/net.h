@@ -3,6 +3,7 @@
 #define CHI_NET_H
 
 #include "nn/nn.h"
+#include "nn/qformer.h"
 #include "site/site.h"
 
 #define CHI_MAX_FEATURES 8
@@ -16,7 +17,7 @@ typedef struct chi_vision {
   chi_linear patch_embed;            /* [d][3*patch*patch] */
   float *cls;                        /* [d] or NULL */
   float *pos;                        /* [rows][d] */
-  chi_norm pre;                      /* w NULL = none */
+  chi_norm pre, post;                /* before layer 0 and of the rows that a Q-Former reads; w NULL = none */
   chi_block *block;                  /* [spec.layers] */
   int32_t n_features;                /* >= 1: states that are concatenated for the projector */
   int32_t feature[CHI_MAX_FEATURES]; /* state after this many layers: 0 = pre-norm's output */
@@ -24,7 +25,7 @@ typedef struct chi_vision {
 } chi_vision;
 
 typedef struct chi_projector {
-  chi_linear l1, l2;
+  chi_linear l1, l2; /* l2 empty: one layer, no activation */
   chi_act act;
 } chi_projector;
 
@@ -42,8 +43,9 @@ typedef struct chi_decoder {
 
 typedef struct chi_net {
   chi_compute compute;
-  bool has_vision;
+  bool has_vision, has_qformer;
   chi_vision vision;
+  chi_qformer qformer; /* between tower and projector: the projector's rows are its query rows */
   chi_projector projector;
   chi_decoder decoder;
   chi_shape shape;
@@ -53,14 +55,19 @@ typedef struct chi_net {
 void chi_net_shape(chi_net *net);
 void chi_net_free(chi_net *net);
 
-const chi_block_spec *chi_net_spec(const chi_net *net, chi_stack stack); /* vision or decoder */
+const chi_block_spec *chi_net_spec(const chi_net *net, chi_stack stack); /* vision, qformer or decoder */
 const chi_block *chi_net_block(const chi_net *net, chi_stack stack, int layer);
 
 /* pixels [3][h][w] -> rows [vision.rows][d]: patch + class + position embeddings, before the pre-norm. */
 int chi_net_vision_embed(const chi_net *net, const float *pixels, float *rows, chi_err *err);
 /* Pre-norm of m rows (copy where the tower has none). */
 void chi_net_vision_pre(const chi_net *net, const float *x, float *y, int64_t m);
-/* x [m][n_features*d_vision] -> act [m][ffn] -> out [m][d] */
+/* Norm of m rows that leave the tower (copy where there is none). In place allowed. */
+void chi_net_vision_post(const chi_net *net, const float *x, float *y, int64_t m);
+/* Columns of a projector's input row, and hidden neurons between its layers (0: one layer). */
+int64_t chi_net_project_width(const chi_net *net);
+int64_t chi_net_project_ffn(const chi_net *net);
+/* x [m][width] -> act [m][ffn] -> out [m][d]; with one layer x is given to _out. */
 int chi_net_project_act(const chi_net *net, const float *x, float *act, int64_t m, chi_err *err);
 int chi_net_project_out(const chi_net *net, const float *act, float *out, int64_t m, chi_err *err);
 /* One token's input embedding, without a position; zeros for an id that the vocabulary lacks (CHI_PICTURE_ID). */

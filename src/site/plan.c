@@ -164,18 +164,24 @@ static int check_site(const chi_shape *s, chi_stack stack, chi_site site, int lo
   if (chi_site_get(site)->per_layer && stack != CHI_PROJECTOR && (lo < 0 || hi > s->stack[stack].layers || lo >= hi))
     return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: %s.%s: layers [%d, %d) are not within 0..%d", branch,
                     chi_stack_name(stack), chi_site_get(site)->name, lo, hi, s->stack[stack].layers - 1);
+  int every = s->stack[stack].cross_every;
+  if (chi_site_is_cross(site) && (lo + every - 1) / every * every >= hi) /* no multiple of `every` in [lo, hi) */
+    return chi_fail(err, CHI_ERR_ARG,
+                    "plan: branch %d: %s.%s: layer %d has no cross-attention; every %d. layer from 0 has", branch,
+                    chi_stack_name(stack), chi_site_get(site)->name, lo, every);
   return 0;
 }
 
 static int check_op(const chi_plan *p, const chi_shape *s, int b, const chi_intervention *iv, chi_err *err) {
   const char *op = chi_op_name(iv->op), *site = chi_site_get(iv->site)->name;
   bool edge = iv->op == CHI_OP_CUT || iv->op == CHI_OP_CUT_ZERO || iv->op == CHI_OP_CUT_SCALE;
-  int32_t rows = site_rows(p, s, b, iv->stack, iv->site);
-  if (edge && iv->site != CHI_SITE_PATTERN)
+  int32_t rows = site_rows(p, s, b, iv->stack, iv->site),
+          keys = iv->site == CHI_SITE_X_PATTERN ? s->stack[iv->stack].cross_keys : rows;
+  if (edge && !chi_site_is_pattern(iv->site))
     return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: '%s' acts on pattern, not on %s", b, op, site);
-  if (edge && (iv->key_lo < 0 || iv->key_hi > rows || iv->key_lo >= iv->key_hi))
+  if (edge && (iv->key_lo < 0 || iv->key_hi > keys || iv->key_lo >= iv->key_hi))
     return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: keys [%d, %d) are not within 0..%d", b, iv->key_lo, iv->key_hi,
-                    rows - 1);
+                    keys - 1);
   if (iv->op == CHI_OP_TOKEN) {
     if (iv->site != CHI_SITE_EMBED || iv->stack != CHI_DECODER || !iv->tokens)
       return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: 'token' acts on decoder embed and needs ids", b);
@@ -190,7 +196,7 @@ static int check_op(const chi_plan *p, const chi_shape *s, int b, const chi_inte
                     site);
   if (iv->op == CHI_OP_CALL && !iv->call)
     return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: 'call' without a function", b);
-  if (iv->site == CHI_SITE_PATTERN && iv->value && iv->n_rows != 1)
+  if (chi_site_is_pattern(iv->site) && iv->value && iv->n_rows != 1)
     return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: pattern values are given one row at a time", b);
   int32_t limit = chi_site_get(iv->site)->unit == CHI_UNIT_HEAD ? chi_site_heads(s, iv->stack, iv->site)
                                                                 : (int32_t)chi_site_width(s, iv->stack, iv->site, 1);
@@ -207,7 +213,7 @@ static int check_op(const chi_plan *p, const chi_shape *s, int b, const chi_inte
       if (r < 0 || r >= limit_src)
         return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: source row %d is outside branch %d's rows 0..%d", b, r,
                         iv->source, limit_src - 1);
-      if (iv->site == CHI_SITE_PATTERN && r != iv->rows[i])
+      if (chi_site_is_pattern(iv->site) && r != iv->rows[i])
         return chi_fail(err, CHI_ERR_ARG, "plan: branch %d: pattern is copied between equal rows only", b);
     }
   }

@@ -56,9 +56,9 @@ typedef enum chi_op {
   CHI_OP_NOISE,     /* + scale * N(0,1) indexed by (seed, sample, index in rows, column)                         */
   CHI_OP_PROJECT,   /* - scale * u (u.y) for the direction u = value; one_sided: only where u.y > 0              */
   CHI_OP_TOKEN,     /* decoder embed only: the row's token id becomes tokens[i]                                  */
-  CHI_OP_CUT,       /* pattern only: edges row -> keys: score -inf before the softmax                            */
-  CHI_OP_CUT_ZERO,  /* pattern only: weight 0 after the softmax                                                  */
-  CHI_OP_CUT_SCALE, /* pattern only: weight * scale after the softmax                                            */
+  CHI_OP_CUT,       /* pattern, x_pattern: edges row -> keys: score -inf before the softmax                      */
+  CHI_OP_CUT_ZERO,  /* pattern, x_pattern: weight 0 after the softmax                                            */
+  CHI_OP_CUT_SCALE, /* pattern, x_pattern: weight * scale after the softmax                                      */
   CHI_OP_CALL,      /* a C callback that may change the row                                                      */
   CHI_OP_COUNT
 } chi_op;
@@ -146,12 +146,21 @@ int chi_plan_root_of(const chi_plan *p, int branch);
 typedef struct chi_stack_shape {
   int32_t layers, d, heads, kv_heads, head_dim, ffn, rows;
   bool causal, present;
+  bool final_norm;     /* the stack ends with a norm that is a site */
+  int32_t cross_every; /* layers l with l % cross_every == 0 have cross-attention (x_ sites); 0 = none */
+  int32_t cross_keys;  /* rows that it reads */
 } chi_stack_shape;
 typedef struct chi_shape {
   chi_stack_shape stack[CHI_STACK_COUNT]; /* rows: vision and projector rows per picture; decoder: max positions */
   int32_t vocab, n_image_rows;
   int32_t vision_select; /* vision row of projector row 0 (1 where CLS is dropped) */
 } chi_shape;
+/* Attention weights: pattern or x_pattern. */
+bool chi_site_is_pattern(chi_site site);
+/* A site of cross-attention, which not every layer has. */
+bool chi_site_is_cross(chi_site site);
+/* Keys that the weights of a row cover at a site of weights; rows: the rows of this stack in this run. */
+int32_t chi_site_keys(const chi_shape *s, chi_stack stack, chi_site site, int32_t row, int32_t rows);
 /* Columns of a site (pattern: heads x keys of the row; 0 if the stack does not have the site). */
 int64_t chi_site_width(const chi_shape *s, chi_stack stack, chi_site site, int32_t n_keys);
 /* Heads that a per-head site has. */

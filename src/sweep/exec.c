@@ -177,7 +177,7 @@ int32_t chi_iv_source_row(const chi_intervention *iv, int32_t i) {
 static void part_columns(const chi_exec *x, const chi_intervention *iv, int64_t width, int32_t n_keys, int64_t *lo,
                          int64_t *hi) {
   int64_t unit = 1;
-  if (iv->site == CHI_SITE_PATTERN)
+  if (chi_site_is_pattern(iv->site))
     unit = n_keys;
   else if (chi_site_get(iv->site)->unit == CHI_UNIT_HEAD)
     unit = x->net->shape.stack[iv->stack].head_dim;
@@ -238,8 +238,8 @@ int chi_iv_apply(const chi_exec *x, const chi_intervention *iv, int branch, int 
   return 0;
 }
 
-int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row, chi_edge *out,
-                     int32_t cap) {
+int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, chi_site site, int layer, int32_t row,
+                     chi_edge *out, int32_t cap) {
   const chi_eff *e = &x->eff[branch];
   const chi_block_spec *s = chi_net_spec(x->net, stack);
   int32_t n = 0, heads = x->net->shape.stack[stack].heads, hidden = row + 1 - s->window;
@@ -249,7 +249,7 @@ int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, int layer, 
   }
   for (int32_t k = 0; k < e->n; k++) {
     const chi_intervention *iv = e->iv[k];
-    if (!chi_iv_is_edge(iv) || !chi_iv_acts(iv, stack, CHI_SITE_PATTERN, layer) || chi_iv_row(iv, row) < 0) continue;
+    if (!chi_iv_is_edge(iv) || !chi_iv_acts(iv, stack, site, layer) || chi_iv_row(iv, row) < 0) continue;
     if (n < cap) {
       out[n] = (chi_edge){.row = row,
                           .key_lo = iv->key_lo,
@@ -266,11 +266,10 @@ int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, int layer, 
   return n;
 }
 
-bool chi_iv_pattern(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row) {
+bool chi_iv_pattern(const chi_exec *x, int branch, chi_stack stack, chi_site site, int layer, int32_t row) {
   const chi_eff *e = &x->eff[branch];
   for (int32_t k = 0; k < e->n; k++)
-    if (!chi_iv_is_edge(e->iv[k]) && chi_iv_acts(e->iv[k], stack, CHI_SITE_PATTERN, layer) &&
-        chi_iv_row(e->iv[k], row) >= 0)
+    if (!chi_iv_is_edge(e->iv[k]) && chi_iv_acts(e->iv[k], stack, site, layer) && chi_iv_row(e->iv[k], row) >= 0)
       return true;
   return false;
 }

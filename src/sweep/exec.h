@@ -45,11 +45,11 @@ int32_t chi_iv_source_row(const chi_intervention *iv, int32_t i);
 int chi_iv_apply(const chi_exec *x, const chi_intervention *iv, int branch, int layer, int32_t i, float *y,
                  int64_t width, int32_t n_keys, const float *src, chi_err *err);
 
-/* Edge edits of one (branch, layer, row): up to cap into out; returns the number there are. */
-int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row, chi_edge *out,
-                     int32_t cap);
-/* Does any intervention other than edges act on pattern here? */
-bool chi_iv_pattern(const chi_exec *x, int branch, chi_stack stack, int layer, int32_t row);
+/* Edge edits of one (branch, site of weights, layer, row): up to cap into out; returns the number there are. */
+int32_t chi_iv_edges(const chi_exec *x, int branch, chi_stack stack, chi_site site, int layer, int32_t row,
+                     chi_edge *out, int32_t cap);
+/* Does any intervention other than edges act on these weights (site: pattern or x_pattern)? */
+bool chi_iv_pattern(const chi_exec *x, int branch, chi_stack stack, chi_site site, int layer, int32_t row);
 
 int chi_exec_emit(const chi_exec *x, int capture, int32_t i, const float *values, int64_t width, chi_err *err);
 

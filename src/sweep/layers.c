@@ -494,10 +494,10 @@ static int pass_mix(chi_layers *L, int layer) {
     int32_t s = L->list[j], row = v->slot_row[s];
     int b = v->slot_branch[s];
     if (newborn_copies(L, s, t)) copy_newborn(L, s, tq, NULL, 0);
-    int32_t edges = L->any_edges ? chi_iv_edges(L->x, b, L->stack, layer, row, NULL, 0) : 0;
+    int32_t edges = L->any_edges ? chi_iv_edges(L->x, b, L->stack, CHI_SITE_PATTERN, layer, row, NULL, 0) : 0;
     chi_edge *e = edges ? chi_arena_array(&L->layer_arena, (size_t)edges, sizeof *e, L->err) : NULL;
     if (edges && !e) return CHI_ERR_MEMORY;
-    if (edges) chi_iv_edges(L->x, b, L->stack, layer, row, e, edges);
+    if (edges) chi_iv_edges(L->x, b, L->stack, CHI_SITE_PATTERN, layer, row, e, edges);
     qs[j] = (chi_attn_query){.q = L->q + chi_live_slot(v, b, row, tq) * L->nq,
                              .out = L->mix + s * L->nq,
                              .row = row,
@@ -517,12 +517,12 @@ out:
 
 /* ---- layers ---------------------------------------------------------------------------------------------- */
 /* res += comp for rows that were there when comp was made and are still needed; keeps the old value for parallel blocks. */
-static void add_component(chi_layers *L, chi_time made, chi_time needed, bool keep) {
+static void add_component(chi_layers *L, const chi_norm *after, chi_time made, chi_time needed, bool keep) {
   const chi_live *v = L->live;
   for (int32_t s = 0; s < v->n_slots; s++) {
     if (v->slot_birth[s] > made || v->slot_death[s] < needed) continue;
     if (keep && L->in != L->res) memcpy(L->in + s * L->D, L->res + s * L->D, (size_t)L->D * sizeof(float));
-    chi_rows_add(L->res + s * L->D, L->D, L->comp + s * L->D, L->D, 1, L->D);
+    chi_block_add(L->s, after, L->res + s * L->D, L->comp + s * L->D, 1);
   }
 }
 
@@ -541,11 +541,11 @@ static int run_layer(chi_layers *L, int layer) {
   CHI_TRY(pass_mix(L, layer));
   CHI_TRY(pass_o(L, w, layer));
   CHI_TRY(chi_layers_fire(L, CHI_SITE_ATTN_OUT, layer, L->comp, L->D));
-  add_component(L, chi_at(layer, CHI_ST_O), chi_at(layer, CHI_ST_MID), true);
+  add_component(L, &w->norm1, chi_at(layer, CHI_ST_O), chi_at(layer, CHI_ST_MID), true);
   CHI_TRY(chi_layers_fire(L, CHI_SITE_RESID_MID, layer, L->res, L->D));
   CHI_TRY(pass_mlp(L, w, layer));
   CHI_TRY(chi_layers_fire(L, CHI_SITE_MLP_OUT, layer, L->comp, L->D));
-  add_component(L, chi_at(layer, CHI_ST_MLP), chi_at(layer, CHI_ST_POST), false);
+  add_component(L, &w->norm2, chi_at(layer, CHI_ST_MLP), chi_at(layer, CHI_ST_POST), false);
   CHI_TRY(chi_layers_fire(L, CHI_SITE_RESID_POST, layer, L->res, L->D));
 out:
   chi_arena_free(&L->layer_arena);

@@ -1,7 +1,9 @@
-/* The sweep: cuts a plan into pieces that fit the byte budget and carries each through tower, projector, decoder, head. */
+/* The sweep: cuts a plan into pieces that fit the byte budget and carries each through tower, Q-Former, projector,
+ * decoder, head. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "sweep/full.h"
 #include "sweep/layers.h"
 
 enum { kChunk = 1024, kHeadRows = 64 };
@@ -16,11 +18,21 @@ typedef struct proj {
   chi_arena arena;
 } proj;
 
+/* The Q-Former of a piece: one whole run for each branch in which anything that it reads or does can differ. */
+typedef struct queries {
+  int *owner;  /* [branch]: whose run it shares, -1 without a picture */
+  float **out; /* [branch]: the owner's rows [queries][d] */
+  size_t n;
+  chi_arena arena;
+} queries;
+
 typedef struct piece {
   chi_exec *x;
   uint8_t *include;
   chi_live vis, dec;
   bool has_vis;
+  size_t proj_rows; /* projector rows that are computed */
+  queries qf;
   proj p;
   int64_t done, total; /* progress in layers */
   chi_err *err;
@@ -45,6 +57,70 @@ static bool is_target(const chi_exec *x, int b) {
   return false;
 }
 
+/* ---- Q-Former -------------------------------------------------------------------------------------------- */
+static bool queries_dirty(const piece *pc, int b) {
+  const chi_plan_branch *br = &pc->x->plan->branch[b];
+  const chi_vision *v = &pc->x->net->vision;
+  if (br->parent < 0) return true;
+  for (int32_t r = 0; r < v->rows; r++)
+    if (chi_live_birth(&pc->vis, b, r) <= chi_at(v->spec.layers - 1, CHI_ST_POST)) return true;
+  for (int i = 0; i < br->count; i++)
+    if (br->iv[i].stack == CHI_QFORMER || (br->iv[i].stack == CHI_VISION && br->iv[i].site == CHI_SITE_FINAL_NORM))
+      return true;
+  return false;
+}
+
+/* After the tower's births: who runs, and that those need every row of the tower. */
+static int queries_plan(piece *pc) {
+  const chi_exec *x = pc->x;
+  queries *q = &pc->qf;
+  size_t nb = x->plan->n_branches;
+  q->owner = chi_arena_array(&q->arena, nb, sizeof *q->owner, pc->err);
+  q->out = chi_arena_array(&q->arena, nb, sizeof *q->out, pc->err);
+  if (!q->owner || !q->out) return CHI_ERR_MEMORY;
+  for (size_t i = 0; i < nb; i++) {
+    int b = x->order[i];
+    q->owner[b] = -1;
+    if (!pc->include[b] || !chi_exec_input(x, b)->pixels) continue;
+    bool own = queries_dirty(pc, b);
+    q->owner[b] = own ? b : q->owner[x->plan->branch[b].parent];
+    q->n += own;
+    for (int32_t r = 0; own && r < x->net->vision.rows; r++)
+      chi_live_need(&pc->vis, b, r, chi_at(x->net->vision.spec.layers - 1, CHI_ST_POST));
+  }
+  return 0;
+}
+
+static int run_queries(piece *pc, const chi_layers *L) {
+  int rc = 0;
+  const chi_exec *x = pc->x;
+  const chi_net *net = x->net;
+  int64_t D = L->D;
+  size_t out_floats = (size_t)net->qformer.queries * (size_t)net->qformer.spec.d;
+  chi_full f = {0};
+  float *states = chi_calloc((size_t)(net->vision.rows * D), sizeof *states, pc->err);
+  if (!states) return CHI_ERR_MEMORY;
+  CHI_TRY(chi_full_init(&f, x, pc->qf.owner, pc->include, pc->err));
+  for (size_t i = 0; i < x->plan->n_branches; i++) {
+    int b = x->order[i];
+    if (pc->qf.owner[b] != b) continue;
+    for (int32_t r = 0; r < net->vision.rows; r++) {
+      int32_t s = chi_live_slot(&pc->vis, b, r, chi_at(net->vision.spec.layers - 1, CHI_ST_POST));
+      memcpy(states + r * D, L->features + s * D, (size_t)D * sizeof *states);
+    }
+    pc->qf.out[b] = chi_arena_array(&pc->qf.arena, out_floats, sizeof(float), pc->err);
+    if (!pc->qf.out[b]) {
+      rc = CHI_ERR_MEMORY;
+      goto out;
+    }
+    CHI_TRY(chi_full_qformer(&f, b, states, pc->qf.out[b]));
+  }
+out:
+  chi_full_free(&f);
+  chi_free(states);
+  return rc;
+}
+
 /* ---- projector ------------------------------------------------------------------------------------------- */
 static int32_t proj_slot(const piece *pc, int b, int32_t row) {
   while (b >= 0 && pc->p.slot[b][row] < 0) b = pc->x->plan->branch[b].parent;
@@ -55,7 +131,8 @@ static bool proj_dirty(const piece *pc, int b, int32_t row) {
   const chi_vision *v = &pc->x->net->vision;
   const chi_plan_branch *br = &pc->x->plan->branch[b];
   if (br->parent < 0) return true;
-  for (int32_t f = 0; f < v->n_features; f++)
+  if (pc->x->net->has_qformer && pc->qf.owner[b] == b) return true;
+  for (int32_t f = 0; f < v->n_features && !pc->x->net->has_qformer; f++)
     if (chi_live_birth(&pc->vis, b, row + v->select) <= chi_at(v->feature[f] - 1, CHI_ST_POST)) return true;
   for (int i = 0; i < br->count; i++)
     if (br->iv[i].stack == CHI_PROJECTOR && chi_iv_row(&br->iv[i], row) >= 0) return true;
@@ -124,7 +201,7 @@ static int run_projector(piece *pc, const chi_layers *L) {
   const chi_net *net = pc->x->net;
   const chi_vision *v = &net->vision;
   proj *p = &pc->p;
-  int64_t D = v->spec.d, F = D * v->n_features, ffn = net->projector.l1.w.n, d = net->decoder.spec.d;
+  int64_t D = v->spec.d, F = chi_net_project_width(net), ffn = chi_net_project_ffn(net), d = net->decoder.spec.d;
   chi_arena a = {0};
   float *feat = chi_arena_array(&a, (size_t)(p->n * F), sizeof *feat, pc->err),
         *act = chi_arena_array(&a, (size_t)(p->n * ffn), sizeof *act, pc->err);
@@ -134,14 +211,18 @@ static int run_projector(piece *pc, const chi_layers *L) {
     goto out;
   }
   for (int32_t s = 0; s < p->n; s++) {
-    for (int32_t f = 0; f < v->n_features; f++) {
+    if (net->has_qformer)
+      memcpy(feat + s * F, pc->qf.out[pc->qf.owner[p->branch[s]]] + p->row[s] * F, (size_t)F * sizeof *feat);
+    for (int32_t f = 0; f < v->n_features && !net->has_qformer; f++) {
       int32_t o = chi_live_slot(&pc->vis, p->branch[s], p->row[s] + v->select, chi_at(v->feature[f] - 1, CHI_ST_POST));
       memcpy(feat + s * F + f * D, L->features + o * F + f * D, (size_t)D * sizeof *feat);
     }
   }
-  CHI_TRY(chi_net_project_act(net, feat, act, p->n, pc->err));
-  CHI_TRY(proj_fire(pc, CHI_SITE_MLP_ACT, act, ffn));
-  CHI_TRY(chi_net_project_out(net, act, p->out, p->n, pc->err));
+  if (ffn) {
+    CHI_TRY(chi_net_project_act(net, feat, act, p->n, pc->err));
+    CHI_TRY(proj_fire(pc, CHI_SITE_MLP_ACT, act, ffn));
+  }
+  CHI_TRY(chi_net_project_out(net, ffn ? act : feat, p->out, p->n, pc->err));
   CHI_TRY(proj_fire(pc, CHI_SITE_MLP_OUT, p->out, d));
 out:
   chi_arena_free(&a);
@@ -176,6 +257,7 @@ static int run_vision(piece *pc) {
     memcpy(L.res + s * D, L.th, (size_t)D * sizeof *L.res);
   }
   CHI_TRY(chi_layers_run(&L, pc->done, pc->total));
+  if (net->has_qformer) CHI_TRY(run_queries(pc, &L));
   CHI_TRY(proj_slots(pc));
   CHI_TRY(run_projector(pc, &L));
 out:
@@ -263,7 +345,7 @@ static int fire_final(piece *pc, const final_list *f, size_t from, size_t n, chi
     }
     for (const int32_t *c = pc->x->captures_of[r->branch]; *c >= 0; c++) {
       const chi_capture *cap = &pc->x->plan->capture[*c];
-      if (cap->site != site || pc->include[r->branch] != CHI_TARGET) continue;
+      if (cap->stack != CHI_DECODER || cap->site != site || pc->include[r->branch] != CHI_TARGET) continue;
       for (int32_t i = 0; i < cap->n_rows; i++)
         if (cap->rows[i] == r->row) CHI_TRY(chi_exec_emit(pc->x, *c, i, buf + (int64_t)j * width, width, pc->err));
     }
@@ -292,7 +374,8 @@ static int run_head(piece *pc, const chi_layers *L) {
   for (size_t b = 0; b < x->plan->n_branches; b++) f.head[b] = -1;
   for (size_t c = 0; c < x->plan->n_captures; c++) {
     const chi_capture *cap = &x->plan->capture[c];
-    if (pc->include[cap->branch] != CHI_TARGET || (cap->site != CHI_SITE_FINAL_NORM && cap->site != CHI_SITE_LOGITS))
+    if (cap->stack != CHI_DECODER || pc->include[cap->branch] != CHI_TARGET ||
+        (cap->site != CHI_SITE_FINAL_NORM && cap->site != CHI_SITE_LOGITS))
       continue;
     for (int32_t i = 0; i < cap->n_rows; i++) CHI_TRY(add_final(pc, &f, cap->branch, cap->rows[i]));
   }
@@ -360,18 +443,22 @@ static int plan_piece(piece *pc) {
   if (pc->has_vis) {
     CHI_TRY(chi_live_init(&pc->vis, x, CHI_VISION, pc->include, pc->err));
     chi_live_births(&pc->vis);
+    if (x->net->has_qformer) CHI_TRY(queries_plan(pc));
     for (size_t b = 0; b < x->plan->n_branches; b++)
       for (int32_t r = v->select; pc->include[b] && chi_exec_input(x, (int)b)->pixels && r < v->rows; r++)
-        for (int32_t f = 0; f < v->n_features; f++)
+        for (int32_t f = 0; f < v->n_features && !x->net->has_qformer; f++)
           chi_live_need(&pc->vis, (int)b, r, chi_at(v->feature[f] - 1, CHI_ST_POST));
     CHI_TRY(chi_live_deaths(&pc->vis, pc->err));
   }
   CHI_TRY(chi_live_init(&pc->dec, x, CHI_DECODER, pc->include, pc->err));
   for (size_t b = 0; b < x->plan->n_branches; b++) {
     const chi_input *in = chi_exec_input(x, (int)b);
-    if (!pc->include[b] || !in->pixels || x->plan->branch[b].parent < 0) continue;
-    for (int32_t r = 0; r < x->net->shape.n_image_rows; r++)
-      if (proj_dirty(pc, (int)b, r)) chi_live_input(&pc->dec, (int)b, in->image_row + r);
+    if (!pc->include[b] || !in->pixels) continue;
+    for (int32_t r = 0; r < x->net->shape.n_image_rows; r++) {
+      if (!proj_dirty(pc, (int)b, r)) continue;
+      pc->proj_rows++;
+      if (x->plan->branch[b].parent >= 0) chi_live_input(&pc->dec, (int)b, in->image_row + r);
+    }
   }
   chi_live_births(&pc->dec);
   for (size_t b = 0; b < x->plan->n_branches; b++) { /* a cached root must leave keys for all its rows */
@@ -383,7 +470,9 @@ static int plan_piece(piece *pc) {
   for (size_t b = 0; b < x->plan->n_branches; b++) /* rows whose final norm or logits others copy */
     for (int i = 0; pc->include[b] && i < x->plan->branch[b].count; i++) {
       const chi_intervention *iv = &x->plan->branch[b].iv[i];
-      if (iv->op != CHI_OP_COPY || (iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS)) continue;
+      if (iv->op != CHI_OP_COPY || iv->stack != CHI_DECODER ||
+          (iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS))
+        continue;
       for (int32_t k = 0; k < iv->n_rows; k++)
         chi_live_need(&pc->dec, iv->source, chi_iv_source_row(iv, k), chi_at(pc->dec.layers - 1, CHI_ST_POST));
     }
@@ -398,7 +487,8 @@ static size_t head_bytes(const piece *pc) {
   size_t n = 0, D = (size_t)x->net->decoder.spec.d, V = (size_t)x->net->decoder.vocab;
   for (size_t c = 0; c < x->plan->n_captures; c++) {
     const chi_capture *k = &x->plan->capture[c];
-    if (pc->include[k->branch] == CHI_TARGET && (k->site == CHI_SITE_FINAL_NORM || k->site == CHI_SITE_LOGITS))
+    if (k->stack == CHI_DECODER && pc->include[k->branch] == CHI_TARGET &&
+        (k->site == CHI_SITE_FINAL_NORM || k->site == CHI_SITE_LOGITS))
       n += (size_t)k->n_rows;
   }
   size_t step = copies_logits(pc) || n < kHeadRows ? n : kHeadRows;
@@ -409,9 +499,13 @@ static size_t piece_bytes(const piece *pc) {
   const chi_net *net = pc->x->net;
   size_t dec = chi_layers_bytes(pc->x, &pc->dec, chunk_of(pc->x)) + head_bytes(pc), vis = 0;
   if (pc->has_vis) {
-    size_t cols = (size_t)net->projector.l1.w.k + (size_t)net->projector.l1.w.n + (size_t)net->decoder.spec.d;
-    vis = chi_layers_bytes(pc->x, &pc->vis, chunk_of(pc->x)) + sizeof(float) * (size_t)pc->vis.n_slots * cols;
-    dec += sizeof(float) * (size_t)pc->vis.n_slots * (size_t)net->decoder.spec.d; /* the projector's rows stay */
+    size_t ffn = (size_t)chi_net_project_ffn(net), d = (size_t)net->decoder.spec.d;
+    vis = chi_layers_bytes(pc->x, &pc->vis, chunk_of(pc->x)) +
+          sizeof(float) * pc->proj_rows * ((size_t)chi_net_project_width(net) + ffn + d);
+    if (net->has_qformer)
+      vis += chi_full_qformer_bytes(net) +
+             sizeof(float) * pc->qf.n * (size_t)net->qformer.queries * (size_t)net->qformer.spec.d;
+    dec += sizeof(float) * pc->proj_rows * d; /* the projector's rows stay */
   }
   return dec > vis ? dec : vis;
 }
@@ -420,6 +514,7 @@ static void piece_free(piece *pc) {
   chi_live_free(&pc->vis);
   chi_live_free(&pc->dec);
   chi_arena_free(&pc->p.arena);
+  chi_arena_free(&pc->qf.arena);
 }
 
 /* targets[0..n) in one piece if they fit, else in two halves. */

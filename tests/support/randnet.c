@@ -87,6 +87,13 @@ static chi_block *blocks(rnd *r, const chi_block_spec *s, chi_compute compute) {
   for (int32_t l = 0; l < s->layers; l++) {
     norm(r, &b[l].norm1, s);
     if (!s->parallel) norm(r, &b[l].norm2, s);
+    if (chi_block_has_cross(s, l)) {
+      norm(r, &b[l].norm_x, s);
+      linear(r, &b[l].xq, nq, s->d, qkv_bias, t, compute);
+      linear(r, &b[l].xk, nkv, s->cross_d, qkv_bias, t, compute);
+      linear(r, &b[l].xv, nkv, s->cross_d, qkv_bias, t, compute);
+      linear(r, &b[l].xo, s->d, nq, o_bias, t, compute);
+    }
     linear(r, &b[l].q, nq, s->d, qkv_bias, t, compute);
     linear(r, &b[l].k, nkv, s->d, qkv_bias, t, compute);
     linear(r, &b[l].v, nkv, s->d, qkv_bias, t, compute);
@@ -152,6 +159,34 @@ static void make_vision(rnd *r, randnet *n) {
   for (int i = 0; i < RANDNET_PICTURES; i++) n->pixels[i] = vector(r, 3 * (int64_t)v->image_h * v->image_w, 0, 1.0f);
 }
 
+/* In place of the projector that make_vision made: a Q-Former that reads all rows of the tower. */
+static void make_qformer(rnd *r, randnet *n) {
+  chi_net *net = &n->net;
+  chi_vision *v = &net->vision;
+  chi_qformer *q = &net->qformer;
+  net->has_qformer = true;
+  v->select = 0;
+  v->n_features = 1;
+  v->feature[0] = v->spec.layers;
+  if (rnd_chance(r, 0.8)) norm(r, &v->post, &v->spec);
+  q->spec = block_spec(r, true);
+  q->spec.post_norm = rnd_chance(r, 0.9);
+  q->spec.parallel = false;
+  q->spec.layers = rnd_range(r, 1, 5);
+  if (q->spec.post_norm) q->spec.cross_every = rnd_range(r, 1, 4);
+  q->spec.cross_d = v->spec.d;
+  q->queries = rnd_range(r, 1, 7);
+  chi_compute compute = rnd_chance(r, 0.5) ? CHI_COMPUTE_F32 : net->compute; /* as families keep it */
+  q->query = vector(r, (int64_t)q->queries * q->spec.d, 0, 1.0f);
+  norm(r, &q->embed, &q->spec);
+  q->block = blocks(r, &q->spec, compute);
+  chi_linear_free(&net->projector.l1);
+  chi_linear_free(&net->projector.l2);
+  bool deep = rnd_chance(r, 0.3);
+  linear(r, &net->projector.l1, deep ? 19 : net->decoder.spec.d, q->spec.d, rnd_chance(r, 0.7), CHI_F32, net->compute);
+  if (deep) linear(r, &net->projector.l2, net->decoder.spec.d, 19, true, CHI_F32, net->compute);
+}
+
 void randnet_make(randnet *n, const randnet_opts *o) {
   rnd r = {o->seed};
   memset(n, 0, sizeof *n);
@@ -160,6 +195,7 @@ void randnet_make(randnet *n, const randnet_opts *o) {
                                           : CHI_COMPUTE_F32;
   make_decoder(&r, n);
   if (o->vision > 0 || (o->vision < 0 && rnd_chance(&r, 0.6))) make_vision(&r, n);
+  if (o->qformer && n->net.has_vision) make_qformer(&r, n);
   chi_net_shape(&n->net);
 }
 
@@ -183,6 +219,11 @@ const char *randnet_name(const randnet *n) {
   int at = describe(p, 512, n->net.compute == CHI_COMPUTE_BF16 ? "bf16 decoder" : "f32 decoder", &n->net.decoder.spec);
   if (!n->net.has_vision) return p;
   at += describe(p + at, 512 - (size_t)at, "; vision", &v->spec);
+  if (n->net.has_qformer) {
+    at += describe(p + at, 512 - (size_t)at, "; qformer", &n->net.qformer.spec);
+    at += snprintf(p + at, 512 - (size_t)at, " cross every %d, %d queries", n->net.qformer.spec.cross_every,
+                   n->net.qformer.queries);
+  }
   snprintf(p + at, 512 - (size_t)at, ", %d rows from %d, %d features", v->rows, v->select, v->n_features);
   return p;
 }

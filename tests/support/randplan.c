@@ -17,8 +17,8 @@ static int32_t rows_of(const chi_shape *s, const chi_plan *p, int b, chi_stack s
   return site == CHI_SITE_IMAGE_EMBED ? s->n_image_rows : s->stack[stack].rows;
 }
 
-static int32_t keys_of(const chi_shape *s, const chi_plan *p, int b, chi_stack stack, int32_t row) {
-  return s->stack[stack].causal ? row + 1 : rows_of(s, p, b, stack, CHI_SITE_PATTERN);
+static int32_t keys_of(const chi_shape *s, const chi_plan *p, int b, chi_stack stack, chi_site site, int32_t row) {
+  return chi_site_keys(s, stack, site, row, rows_of(s, p, b, stack, site));
 }
 
 static int receive(void *ud, int capture, int32_t i, const float *v, int64_t width) {
@@ -41,7 +41,7 @@ int results_run(results *r, const chi_net *net, const chi_plan *plan, const chi_
   for (size_t c = 0; c < plan->n_captures; c++)
     for (int32_t i = 0; i < plan->capture[c].n_rows; i++) {
       const chi_capture *k = &plan->capture[c];
-      int32_t keys = keys_of(&net->shape, plan, k->branch, k->stack, k->rows[i]);
+      int32_t keys = keys_of(&net->shape, plan, k->branch, k->stack, k->site, k->rows[i]);
       size_t j = r->first[c] + (size_t)i;
       r->at[j + 1] = r->at[j] + (size_t)chi_site_width(&net->shape, k->stack, k->site, keys);
     }
@@ -162,7 +162,7 @@ typedef struct maker {
 bool randplan_allowed(const chi_shape *s, chi_stack stack, chi_site site, chi_op op) {
   if (chi_site_width(s, stack, site, 1) == 0) return false;
   if (op == CHI_OP_TOKEN) return stack == CHI_DECODER && site == CHI_SITE_EMBED;
-  if (op == CHI_OP_CUT || op == CHI_OP_CUT_ZERO || op == CHI_OP_CUT_SCALE) return site == CHI_SITE_PATTERN;
+  if (op == CHI_OP_CUT || op == CHI_OP_CUT_ZERO || op == CHI_OP_CUT_SCALE) return chi_site_is_pattern(site);
   return true;
 }
 
@@ -200,7 +200,9 @@ static int32_t pick_rows(rnd *r, int32_t limit, int32_t *out) {
 }
 
 static chi_stack pick_stack(maker *m, int b) {
-  if (!input_of(m->p, b)->pixels || rnd_chance(&m->r, 0.6)) return CHI_DECODER;
+  bool queries = m->s->stack[CHI_QFORMER].present;
+  if (!input_of(m->p, b)->pixels || rnd_chance(&m->r, queries ? 0.35 : 0.6)) return CHI_DECODER;
+  if (queries && rnd_chance(&m->r, 0.65)) return CHI_QFORMER;
   return rnd_chance(&m->r, 0.7) ? CHI_VISION : CHI_PROJECTOR;
 }
 
@@ -214,7 +216,7 @@ static chi_site pick_site(maker *m, int b, chi_stack stack) {
 static chi_op pick_op(maker *m, chi_stack stack, chi_site site) {
   if (rnd_chance(&m->r, 0.3)) return CHI_OP_COPY;
   if (stack == CHI_DECODER && site == CHI_SITE_EMBED && rnd_chance(&m->r, 0.3)) return CHI_OP_TOKEN;
-  if (site == CHI_SITE_PATTERN && rnd_chance(&m->r, 0.6))
+  if (chi_site_is_pattern(site) && rnd_chance(&m->r, 0.6))
     return (chi_op)rnd_range(&m->r, CHI_OP_CUT, CHI_OP_CUT_SCALE + 1);
   for (;;) {
     chi_op op = (chi_op)rnd_range(&m->r, 0, CHI_OP_COUNT);
@@ -247,7 +249,7 @@ static int64_t pick_part(maker *m, chi_intervention *iv, int32_t keys) {
   bool heads = chi_site_get(iv->site)->unit == CHI_UNIT_HEAD;
   int32_t width = (int32_t)chi_site_width(m->s, iv->stack, iv->site, 1);
   int32_t limit = heads ? chi_site_heads(m->s, iv->stack, iv->site) : width;
-  int64_t unit = iv->site == CHI_SITE_PATTERN ? keys : heads ? m->s->stack[iv->stack].head_dim : 1;
+  int64_t unit = chi_site_is_pattern(iv->site) ? keys : heads ? m->s->stack[iv->stack].head_dim : 1;
   if (iv->op == CHI_OP_TOKEN || iv->op == CHI_OP_CALL || !rnd_chance(&m->r, 0.35)) return limit * unit;
   iv->part_lo = rnd_range(&m->r, 0, limit);
   iv->part_hi = rnd_range(&m->r, iv->part_lo, limit) + 1;
@@ -259,7 +261,7 @@ static bool pick_copy(maker *m, int b, chi_intervention *iv, int32_t *rows, int3
   iv->source = pick_source(m, b, iv->stack, iv->site);
   if (iv->source < 0) return false;
   int32_t limit = rows_of(m->s, m->p, iv->source, iv->stack, iv->site), n = 0;
-  bool mapped = iv->site != CHI_SITE_PATTERN && rnd_chance(&m->r, 0.4);
+  bool mapped = !chi_site_is_pattern(iv->site) && rnd_chance(&m->r, 0.4);
   if (mapped) {
     for (int32_t i = 0; i < iv->n_rows; i++) map[i] = rnd_range(&m->r, 0, limit);
     iv->source_rows = map;
@@ -272,6 +274,11 @@ static bool pick_copy(maker *m, int b, chi_intervention *iv, int32_t *rows, int3
   return n > 0;
 }
 
+/* The layer, or for sites of cross-attention the nearest one before it that has some. */
+static int crossed(const maker *m, chi_stack stack, chi_site site, int layer) {
+  return chi_site_is_cross(site) ? layer - layer % m->s->stack[stack].cross_every : layer;
+}
+
 static void add_intervention(maker *m, int b) {
   chi_intervention iv = {.stack = pick_stack(m, b)};
   int32_t rows[256], map[256], tokens[256];
@@ -281,7 +288,7 @@ static void add_intervention(maker *m, int b) {
   iv.rows = rows;
   int32_t limit = rows_of(m->s, m->p, b, iv.stack, iv.site), layers = m->s->stack[iv.stack].layers;
   iv.n_rows = pick_rows(&m->r, limit, rows);
-  iv.layer_lo = rnd_range(&m->r, 0, layers);
+  iv.layer_lo = crossed(m, iv.stack, iv.site, rnd_range(&m->r, 0, layers));
   iv.layer_hi = rnd_chance(&m->r, 0.6) ? iv.layer_lo + 1 : rnd_range(&m->r, iv.layer_lo, layers) + 1;
   m->cover->windows += iv.layer_hi > iv.layer_lo + 1;
   iv.scale = ((float[]){-1.0f, 0.0f, 0.5f, 1.0f, 1.5f})[rnd_range(&m->r, 0, 5)];
@@ -294,13 +301,14 @@ static void add_intervention(maker *m, int b) {
     for (int32_t i = 0; i < iv.n_rows; i++) tokens[i] = rnd_range(&m->r, 0, m->s->vocab);
     iv.tokens = tokens;
   }
-  if (iv.site == CHI_SITE_PATTERN && (iv.op == CHI_OP_SET || iv.op == CHI_OP_ADD || iv.op == CHI_OP_PROJECT))
+  if (chi_site_is_pattern(iv.site) && (iv.op == CHI_OP_SET || iv.op == CHI_OP_ADD || iv.op == CHI_OP_PROJECT))
     iv.n_rows = 1;
-  if (randplan_allowed(m->s, iv.stack, CHI_SITE_PATTERN, iv.op) && iv.op >= CHI_OP_CUT && iv.op <= CHI_OP_CUT_SCALE) {
-    iv.key_lo = rnd_chance(&m->r, 0.3) ? 0 : rnd_range(&m->r, 0, limit);
-    iv.key_hi = rnd_chance(&m->r, 0.3) ? limit : rnd_range(&m->r, iv.key_lo, limit) + 1;
+  if (iv.op >= CHI_OP_CUT && iv.op <= CHI_OP_CUT_SCALE) {
+    int32_t keys = iv.site == CHI_SITE_X_PATTERN ? m->s->stack[iv.stack].cross_keys : limit;
+    iv.key_lo = rnd_chance(&m->r, 0.3) ? 0 : rnd_range(&m->r, 0, keys);
+    iv.key_hi = rnd_chance(&m->r, 0.3) ? keys : rnd_range(&m->r, iv.key_lo, keys) + 1;
   }
-  int64_t width = pick_part(m, &iv, keys_of(m->s, m->p, b, iv.stack, rows[0]));
+  int64_t width = pick_part(m, &iv, keys_of(m->s, m->p, b, iv.stack, iv.site, rows[0]));
   fill_values(m, &iv, &value, width);
   assert_works(chi_plan_intervene(m->p, b, &iv, iv.value ? width : 0, err));
   free(value);
@@ -321,6 +329,7 @@ static void add_captures(maker *m, int b) {
     chi_capture c = {.branch = b, .stack = pick_stack(m, b), .rows = rows};
     c.site = pick_site(m, b, c.stack);
     c.layer = chi_site_get(c.site)->per_layer ? rnd_range(&m->r, 0, m->s->stack[c.stack].layers) : -1;
+    c.layer = crossed(m, c.stack, c.site, c.layer);
     c.n_rows = pick_rows(&m->r, rows_of(m->s, m->p, b, c.stack, c.site), rows);
     assert_works(chi_plan_capture(m->p, &c, NULL, err));
     m->cover->capture[c.stack][c.site]++;
