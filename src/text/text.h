@@ -11,6 +11,9 @@ typedef struct chi_tokenizer chi_tokenizer;
  * post-processor and decoder type that we do not implement is refused by name. */
 int chi_tokenizer_load(chi_tokenizer **out, const char *dir, chi_err *err);
 int chi_tokenizer_parse(chi_tokenizer **out, const char *json, size_t len, const char *what, chi_err *err); /* fuzz door */
+/* From the vocabulary inside a GGUF file (file/gguf.h, docs/gguf.md). */
+struct chi_gguf;
+int chi_tokenizer_from_gguf(chi_tokenizer **out, const struct chi_gguf *g, chi_err *err);
 void chi_tokenizer_free(chi_tokenizer *t);
 
 typedef struct chi_tokens {

@@ -201,6 +201,9 @@ struct chi_tokenizer {
   size_t n_norm, n_pre, n_post, n_dec;
 };
 
+/* tokenizer_json.c: from the objects of a tokenizer.json; `what` names them in messages. */
+int chi_tok_new(chi_tokenizer **out, const json_t *root, const char *what, chi_err *err);
+
 /* steps_json.c: fills the four lists from their objects (NULL or JSON null = none). */
 int chi_tok_steps(chi_tokenizer *t, const json_t *root, chi_err *err);
 

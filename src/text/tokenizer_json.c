@@ -235,7 +235,7 @@ void chi_tokenizer_free(chi_tokenizer *t) {
   chi_free(t);
 }
 
-static int tokenizer_new(chi_tokenizer **out, const json_t *root, const char *what, chi_err *err) {
+int chi_tok_new(chi_tokenizer **out, const json_t *root, const char *what, chi_err *err) {
   chi_tokenizer *t = chi_calloc(1, sizeof *t, err);
   if (!t) return CHI_ERR_MEMORY;
   t->unk = t->bos = t->eos = -1;
@@ -253,7 +253,7 @@ int chi_tokenizer_parse(chi_tokenizer **out, const char *json, size_t len, const
   json_t *root = NULL;
   *out = NULL;
   int rc = chi_json_parse(&root, json, len, what, err);
-  if (rc == 0) rc = tokenizer_new(out, root, what, err);
+  if (rc == 0) rc = chi_tok_new(out, root, what, err);
   json_decref(root);
   return rc;
 }
@@ -326,7 +326,7 @@ int chi_tokenizer_load(chi_tokenizer **out, const char *dir, chi_err *err) {
     goto out;
   }
   CHI_TRY(chi_json_load(&root, path, FILE_MAX, err));
-  CHI_TRY(tokenizer_new(&t, root, path, err));
+  CHI_TRY(chi_tok_new(&t, root, path, err));
   CHI_TRY(load_names(t, dir, "tokenizer_config.json", err));
   CHI_TRY(load_names(t, dir, "special_tokens_map.json", err));
   *out = t;
