@@ -1,18 +1,34 @@
-"""Every state of a transformers LLaVA or Llama model, by hooks on its own modules, named as `chiasm capture` names them."""
+"""Every state of a transformers model, by hooks on its own modules, named as `chiasm capture` names them."""
+import importlib
 import json
 import pathlib
 
 import torch
-from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
-from transformers.models.clip import modeling_clip
-from transformers.models.llama import modeling_llama
+from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
+
+# How each decoder calls its modules: layers, attention, output projection, second norm (None: parallel block), last matrix
+# of the MLP, final norm, token embeddings where learned positions follow them, q projection where eager attention is
+# given q already scaled.
+LLAMA = dict(layers="layers", attn="self_attn", o="self_attn.o_proj", norm2="post_attention_layernorm",
+             fc2="mlp.down_proj", norm="norm")
+DECODERS = {
+    "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA,
+    "phi": dict(layers="layers", attn="self_attn", o="self_attn.dense", norm2=None, fc2="mlp.fc2", norm="final_layernorm"),
+    "opt": dict(layers="layers", attn="self_attn", o="self_attn.out_proj", norm2="final_layer_norm", fc2="fc2",
+                norm="final_layer_norm", embed="embed_tokens", q="self_attn.q_proj"),
+    "gpt2": dict(layers="h", attn="attn", o="attn.c_proj", norm2="ln_2", fc2="mlp.c_proj", norm="ln_f", embed="wte"),
+}
 
 
 def load(folder, dtype=torch.float32):
     folder = pathlib.Path(folder)
     kind = json.loads((folder / "config.json").read_text())["model_type"]
-    cls = {"llava": LlavaForConditionalGeneration, "llama": LlamaForCausalLM}[kind]
-    model = cls.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    if kind == "bunny-phi":
+        import bunny_ref
+        model = bunny_ref.load(folder, dtype)
+    else:
+        cls = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM
+        model = cls.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     for name, part in model.named_modules():
         cfg = getattr(part, "config", None)
         assert cfg is None or cfg._attn_implementation == "eager", name
@@ -20,7 +36,22 @@ def load(folder, dtype=torch.float32):
 
 
 def decoder(model):
-    return model.model.language_model if hasattr(model.model, "language_model") else model.model
+    """The module that holds the decoder's layers."""
+    m = getattr(model, "model", None) or model.transformer
+    m = getattr(m, "language_model", m)
+    return getattr(m, "decoder", m)
+
+
+def parts(model):
+    """(its row of DECODERS, list of layers, function that finds a module below another by a dotted name)"""
+    text = decoder(model)
+    row = DECODERS[text.config.model_type]
+    return row, getattr(text, row["layers"]), lambda m, name: m.get_submodule(name)
+
+
+def library(module):
+    """The modeling file that a module's class is from: its eager_attention_forward is what runs."""
+    return importlib.import_module(type(module).__module__)
 
 
 class Capture:
@@ -30,11 +61,12 @@ class Capture:
         self.model, self.states, self.handles, self.saved = model, {}, [], []
 
     def put(self, name, t):
-        self.states[name] = t.detach()[0].float().clone()
+        t = t.detach()  # OPT flattens batch and rows in its MLP; the batch is 1 here
+        self.states[name] = (t[0] if t.dim() > 2 else t).float().clone()
 
-    def out(self, module, name, pick=None):
+    def out(self, module, name):
         self.handles.append(module.register_forward_hook(
-            lambda m, args, kwargs, y: self.put(name, y if pick is None else y[pick]), with_kwargs=True))
+            lambda m, args, kwargs, y: self.put(name, y[0] if isinstance(y, tuple) else y), with_kwargs=True))
 
     def arg(self, module, name):
         self.handles.append(module.register_forward_pre_hook(
@@ -49,7 +81,8 @@ class Capture:
             name = prefix_of.get(id(module))
             if name:
                 for site, t in (("q", query), ("k", key), ("v", value)):
-                    self.put(name + site, t.transpose(1, 2).flatten(2))
+                    if name + site not in self.states:
+                        self.put(name + site, t.transpose(1, 2).flatten(2))
                 self.put(name + "pattern", p)
             return y, p
 
@@ -60,28 +93,35 @@ class Capture:
         self.arg(block, name + "resid_pre")
         self.arg(out_proj, name + "head_out")
         self.out(out_proj, name + "attn_out")
-        self.arg(norm2, name + "resid_mid")
+        if norm2 is not None:
+            self.arg(norm2, name + "resid_mid")
         self.arg(fc2, name + "mlp_act")
         self.out(fc2, name + "mlp_out")
         self.out(block, name + "resid_post")
 
     def __enter__(self):
-        text = decoder(self.model)
-        names = {}
-        for i, b in enumerate(text.layers):
-            names[id(b.self_attn)] = f"decoder.{i}."
-            self.layer(b, f"decoder.{i}.", b.self_attn.o_proj, b.post_attention_layernorm, b.mlp.down_proj)
-        self.eager(modeling_llama, names)
-        self.arg(text.layers[0], "decoder.embed")
-        self.out(text.norm, "decoder.final_norm")
+        text, names = decoder(self.model), {}
+        row, layers, find = parts(self.model)
+        for i, b in enumerate(layers):
+            attn = find(b, row["attn"])
+            names[id(attn)] = f"decoder.{i}."
+            if "q" in row:
+                self.out(find(b, row["q"]), f"decoder.{i}.q")
+            self.layer(b, f"decoder.{i}.", find(b, row["o"]), row["norm2"] and find(b, row["norm2"]), find(b, row["fc2"]))
+        self.eager(library(attn), names)
+        if "embed" in row:
+            self.out(find(text, row["embed"]), "decoder.embed")
+        else:
+            self.arg(layers[0], "decoder.embed")
+        self.out(find(text, row["norm"]), "decoder.final_norm")
         self.out(self.model.lm_head, "logits")
-        if text is not self.model.model:
+        if hasattr(getattr(self.model, "model", None), "vision_tower"):
             tower, names = self.model.model.vision_tower, {}
             self.out(tower.embeddings, "vision.embed")
             for i, b in enumerate(tower.encoder.layers):
                 names[id(b.self_attn)] = f"vision.{i}."
                 self.layer(b, f"vision.{i}.", b.self_attn.out_proj, b.layer_norm2, b.mlp.fc2)
-            self.eager(modeling_clip, names)
+            self.eager(library(b.self_attn), names)
             projector = self.model.model.multi_modal_projector
             self.arg(projector.linear_2, "projector.0.mlp_act")
             self.out(projector.linear_2, "projector.0.mlp_out")
@@ -111,6 +151,10 @@ def capture(model, ids, pixels=None):
     with Capture(model) as c:
         out = model(**inputs, output_hidden_states=True, output_attentions=True, use_cache=False)
     s = c.states
+    row, layers, _ = parts(model)
+    for i in range(len(layers)):
+        if row["norm2"] is None:  # attention and MLP side by side: the sum is never made, so make it
+            s[f"decoder.{i}.resid_mid"] = s[f"decoder.{i}.resid_pre"] + s[f"decoder.{i}.attn_out"]
     if pixels is not None:
         top = needed_vision_layers(model.config)
         s = {k: v for k, v in s.items() if not (k.startswith("vision.") and k.split(".")[1].isdigit()
