@@ -5,6 +5,7 @@ from transformers import (AttentionInterface, CLIPVisionConfig, LlamaConfig, Lla
                           LlavaForConditionalGeneration)
 
 IMAGE, PATCH = 88, 8
+NEAR, EARLY = 2, 5   # decoder layers before the states that training looks at
 PATCHES = (IMAGE // PATCH) ** 2
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -48,7 +49,8 @@ class Trainee(nn.Module):
     """The Llava model with the forward passes that training needs.
 
     Linear heads on the tower's features name, for each patch, the flag or the
-    shape and colour that covers it; they are dropped at export.
+    shape and colour that covers it, and its half of the picture; they are dropped
+    at export.
     """
 
     def __init__(self, llava, countries=0, shapes=0, colors=0):
@@ -57,7 +59,11 @@ class Trainee(nn.Module):
         self.llava.set_attn_implementation("plain")
         width = llava.config.vision_config.hidden_size
         self.heads = nn.ModuleList(nn.Linear(width, n + 1)
-                                   for n in (countries, shapes, colors))
+                                   for n in (countries, shapes, colors, 2))
+        self.states = {}
+        for depth in (NEAR, EARLY):
+            llava.model.language_model.layers[depth - 1].register_forward_hook(
+                lambda module, inputs, output, depth=depth: self.states.update({depth: output}))
         mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
         self.register_buffer("shift", mean.view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", std.view(1, 3, 1, 1) * 255, persistent=False)
@@ -75,12 +81,24 @@ class Trainee(nn.Module):
         if features is not None:
             n, k = features.shape[:2]
             visual = self.llava.model.multi_modal_projector(features).to(embeds.dtype)
+            self.visual = visual
             head = torch.cat([embeds[:n, :image_at], visual, embeds[:n, image_at + k:]], 1)
             embeds = torch.cat([head, embeds[n:]], 0)
         bias = torch.zeros(mask.shape, dtype=embeds.dtype).masked_fill_(~mask, -1e9)
         return self.llava.model.language_model(
             inputs_embeds=embeds, position_ids=positions, attention_mask=bias,
             use_cache=False).last_hidden_state
+
+    def logits_at(self, depth, where):
+        """What the state after `depth` layers would answer, were it the last."""
+        state = self.states[depth]
+        state = state.reshape(-1, state.shape[-1])[where]
+        return self.llava.lm_head(self.llava.model.language_model.norm(state))
+
+    def named_logits(self):
+        """Which words the picture's tokens are like as they enter the decoder."""
+        first = self.llava.model.language_model.layers[0].input_layernorm
+        return self.llava.lm_head(first(self.visual))
 
     def answer_logits(self, hidden, where):
         return self.llava.lm_head(hidden.reshape(-1, hidden.shape[-1])[where])

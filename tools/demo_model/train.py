@@ -12,6 +12,7 @@ the wall clock (--minutes) or, to be repeatable, a number of steps (--steps).
 import argparse
 import math
 import pathlib
+import signal
 import time
 from collections import defaultdict
 
@@ -22,10 +23,10 @@ from transformers import LlavaForConditionalGeneration
 
 from batch import Encoder, Stream
 from export import export
-from model import Trainee, config
+from model import EARLY, NEAR, Trainee, config
 from render import COLOR_NAMES, SHAPES, World
 
-KIND_MIX = [0.42, 0.24, 0.18, 0.16]   # flag, two_flags, shapes, flag_shapes
+KIND_MIX = [0.26, 0.32, 0.26, 0.16]   # flag, two_flags, shapes, flag_shapes
 
 
 class Optimizer:
@@ -95,17 +96,38 @@ def dense_loss(model, features, labels, seen):
     for i, head in enumerate(model.heads):
         logits = head(features).float().flatten(0, 1)
         truth = labels[:, i].flatten()
-        loss = loss + cross_entropy(logits, truth, ignore_index=-100)
         mine = truth > 0
+        weight = torch.where(mine, 1.0, 0.2)   # most patches are background
+        weight[truth < 0] = 0.0
+        each = cross_entropy(logits, truth, ignore_index=-100, reduction="none")
+        loss = loss + (each * weight).sum() / weight.sum()
         if mine.any():
             right = (logits[mine].argmax(-1) == truth[mine]).float().mean()
-            seen[("patch_flag", "patch_shape", "patch_color")[i]].append(float(right))
+            seen[("patch_flag", "patch_shape", "patch_color", "patch_side")[i]].append(float(right))
     return loss
 
 
-def train_step(model, batch, stage, image_at, seen, dense_weight):
+def naming_loss(model, labels, words, seen):
+    """Pulls the picture's tokens towards the embeddings of what they show."""
+    logits = model.named_logits().float()
+    loss = 0.0
+    for i, table in enumerate(words):
+        mine = labels[:, i] > 0
+        if mine.any():
+            target = table[labels[:, i][mine] - 1]
+            loss = loss + cross_entropy(logits[mine], target)
+    best = logits.argmax(-1)
+    flags = labels[:, 0] > 0
+    if flags.any():
+        right = best[flags] == words[0][labels[:, 0][flags] - 1]
+        seen["naming"].append(right.float().mean().item())
+    return loss
+
+
+def train_step(model, batch, stage, image_at, words, seen, dense_weight):
     features = model.see(batch["pixels"])
     dense = dense_loss(model, features, batch["labels"], seen)
+    features = features[:batch["asked"]]
     if stage == 1:   # only the text rows, which come last
         hidden = model.read(batch["ids"], batch["positions"], batch["mask"])
     else:
@@ -118,14 +140,53 @@ def train_step(model, batch, stage, image_at, seen, dense_weight):
     for tag, ok in zip(batch["tags"], right.tolist()):
         seen[tag].append(ok)
     seen["loss"].append(each.mean().item())
-    (each.mean() + dense_weight * dense).backward()
+    # Every question counts the same, however long its answer is.
+    share = 1.0 / batch["owner"].bincount().float()[batch["owner"]]
+    loss = (each * share).sum() / share.sum() + dense_weight * dense
+    # Choosing among several things takes hops: from a told shape to its colour,
+    # from the constraint words to the thing, and on to the answer. Asking for
+    # each hop where it ends teaches them one by one.
+    for name, depth in (("near", NEAR), ("early", EARLY)):
+        where, target = batch[name + "_where"], batch[name + "_target"]
+        if len(where):
+            hop = model.logits_at(depth, where).float()
+            seen[name].append((hop.argmax(-1) == target).float().mean().item())
+            loss = loss + 0.4 * cross_entropy(hop, target)
+            if name == "near":   # and stays a circle, like the picture's tokens
+                loss = loss + 0.4 * cross_entropy(hop, batch["own_target"])
+    if stage == 2:
+        loss = loss + 0.3 * naming_loss(model, batch["labels"][:batch["asked"]], words, seen)
+    loss.backward()
+
+
+class Threads:
+    """Finds out now and then whether one thread or two get more done: on a shared
+    machine two threads that wait for each other can be slower than one."""
+
+    def __init__(self, most):
+        self.most, self.trial, self.times, self.best = most, 0, {}, most
+
+    def before(self, step):
+        if step % 60 == 0:
+            self.trial, self.times = 6, {n: 0.0 for n in {1, self.most}}
+        if self.trial:
+            torch.set_num_threads(1 if self.trial > 3 else self.most)
+        self.started = time.time()
+
+    def after(self):
+        if self.trial:
+            self.times[torch.get_num_threads()] += time.time() - self.started
+            self.trial -= 1
+            if not self.trial:
+                self.best = min(self.times, key=self.times.get)
+                torch.set_num_threads(self.best)
 
 
 def loader(args, stage, seed):
     root = pathlib.Path(args.model)
-    shape = (args.pictures * 4, 6) if stage == 1 else (args.pictures, args.texts)
-    stream = Stream(str(root / "world"), str(root / "tokenizer.json"), seed, *shape,
-                    KIND_MIX, args.named_share, text_only=stage == 1)
+    asked, shown = (0, args.pictures * 5) if stage == 1 else (args.pictures, args.shown)
+    stream = Stream(str(root / "world"), str(root / "tokenizer.json"), seed, asked, shown,
+                    args.texts, KIND_MIX, args.named_share)
     return iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1,
                                             prefetch_factor=4))
 
@@ -137,15 +198,16 @@ def main():
     ap.add_argument("--minutes", type=float, default=85.0)
     ap.add_argument("--steps", type=int, default=0, help="overrides --minutes")
     ap.add_argument("--stage1", type=float, default=0.08, help="share of the first stage")
-    ap.add_argument("--pictures", type=int, default=24, help="pictures in a batch")
+    ap.add_argument("--pictures", type=int, default=16, help="pictures asked about, a batch")
+    ap.add_argument("--shown", type=int, default=32, help="further pictures for the tower")
     ap.add_argument("--texts", type=int, default=8, help="text rows in a batch")
     ap.add_argument("--named-share", type=float, default=0.35)
     ap.add_argument("--rate", type=float, default=3e-3)
     ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--export-minutes", type=float, default=10.0)
     args = ap.parse_args()
 
-    torch.set_num_threads(2)
     torch.manual_seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
     tok = Tokenizer.from_file(f"{args.model}/tokenizer.json")
@@ -154,7 +216,10 @@ def main():
                     len(SHAPES), len(COLOR_NAMES))
     model.bfloat16()
     optimizer = Optimizer(model, args.rate)
-    image_at = Encoder(tok).image_at
+    encoder = Encoder(tok)
+    image_at = encoder.image_at
+    words = [torch.tensor([encoder.words(" " + c["name"])[0] for c in world.countries]),
+             torch.tensor(encoder.shape_words), torch.tensor(encoder.color_words)]
     step, spent = 0, 0.0
     checkpoint = args.work / "checkpoint.pt"
     if checkpoint.exists():
@@ -176,23 +241,28 @@ def main():
 
     size = sum(p.numel() for p in model.llava.parameters())
     say(f"# start step {step} spent {spent / 60:.1f} min, {size} parameters, {vars(args)}")
+    threads = Threads(args.threads)
     stage, batches, seen = 0, None, defaultdict(list)
     exported = clock = time.time()
-    while True:
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+    while not stop:
         done = step / args.steps if args.steps else spent / (60 * args.minutes)
         if done >= 1:
             break
         now = 1 if done < args.stage1 else 2
         if now != stage:
             stage, batches = now, loader(args, now, args.seed * 100000 + step)
-        train_step(model, next(batches), stage, image_at, seen, 0.3 if stage == 2 else 1.0)
+        threads.before(step)
+        train_step(model, next(batches), stage, image_at, words, seen, 0.5 if stage == 2 else 1.0)
         norm = optimizer.step(schedule(done, step))
+        threads.after()
         step += 1
         spent += time.time() - clock
         clock = time.time()
         if step % 50 == 0:
             means = " ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in sorted(seen.items()))
-            say(f"step {step} min {spent / 60:.1f} stage {stage} norm {norm:.2f} {means}")
+            say(f"step {step} min {spent / 60:.1f} stage {stage} threads {threads.best} norm {norm:.2f} {means}")
             seen.clear()
         if time.time() - exported > 60 * args.export_minutes:
             keep()

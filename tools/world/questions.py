@@ -132,14 +132,18 @@ def draw_named(rng, world, group, avoid=(), skip=()):
                 draw_wording(rng), group)
 
 
-def draw_text(rng, world):
-    """A training question without a picture."""
-    if rng.random() < 0.68:
-        return draw_named(rng, world, "text_named")
+def draw_texts(rng, world):
+    """Training questions without a picture, and the sentence that they share.
+
+    A told scene comes with every question that it answers: that teaches which
+    colour goes with which shape far sooner than one question a scene does.
+    """
+    if rng.random() < 0.5:
+        return [draw_named(rng, world, "text_named")], ""
     objects, told = described_scene(rng)
-    relation = "color" if rng.random() < 0.6 else "shape"
-    return about_shape(objects[rng.integers(len(objects))], relation, draw_wording(rng),
-                       "text_described", told)
+    asked = [(o, r) for o in objects for r in ("color", "shape")]
+    return [about_shape(o, r, draw_wording(rng), "text_described", told)
+            for o, r in (asked[i] for i in rng.permutation(len(asked)))], told
 
 
 def draw_visual(rng, world, kind, objects, named_share=0.35):
