@@ -66,6 +66,7 @@ static int add_site(job *j, const args *a, const char *word, chi_err *err) {
   if (per_layer) CHI_TRY(chi_select_ranges(&layers, &n_layers, a->layers, shape->stack[stack].layers, "layer", err));
   j->used[stack] = j->used[stack] || site != CHI_SITE_IMAGE_EMBED;
   for (int32_t i = 0; i < n_layers; i++) {
+    if (layers && n_layers > 1 && !chi_site_in_layer(shape, stack, site, layers[i])) continue;
     chi_capture c = {.branch = j->root,
                      .stack = stack,
                      .site = site,

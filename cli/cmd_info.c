@@ -33,7 +33,7 @@ static int sites_json(json_t *j, const chi_model *m) {
     if (!has_site(m, (chi_site)i, width)) continue;
     json_t *stacks = json_object();
     for (int k = 0; k < CHI_STACK_COUNT; k++) {
-      json_t *w = i == CHI_SITE_PATTERN ? json_string("heads x keys") : json_integer(width[k]);
+      json_t *w = chi_site_is_pattern((chi_site)i) ? json_string("heads x keys") : json_integer(width[k]);
       if (width[k])
         bad |= json_object_set_new(stacks, chi_stack_name((chi_stack)k), w);
       else
@@ -163,7 +163,7 @@ static int tables_text(chi_str *s, const chi_model *m, chi_err *err) {
       if (!m->net.shape.stack[k].present) continue;
       if (!w[k])
         chi_table_cell(u, " ");
-      else if (i == CHI_SITE_PATTERN)
+      else if (chi_site_is_pattern((chi_site)i))
         chi_table_cell(u, "%dx keys", (int)w[k]);
       else
         chi_table_cell(u, "%lld", (long long)w[k]);

@@ -167,16 +167,8 @@ static int rows_of_word(chi_loader *l, const char *word, int branch, chi_stack s
   return out->r ? 0 : CHI_ERR_MEMORY;
 }
 
-static int32_t row_limit(const chi_loader *l, int branch, chi_stack stack, chi_site site) {
-  const chi_plan *p = l->f->plan;
-  const chi_input *in = &p->branch[chi_plan_root_of(p, branch)].input;
-  if (site == CHI_SITE_IMAGE_EMBED) return in->pixels ? l->shape->n_image_rows : 0;
-  if (stack == CHI_DECODER) return in->n_rows;
-  return in->pixels ? l->shape->stack[stack].rows : 0;
-}
-
 int chi_load_rows(chi_loader *l, const json_t *v, int branch, chi_stack stack, chi_site site, chi_row_list *out) {
-  int32_t limit = row_limit(l, branch, stack, site);
+  int32_t limit = chi_branch_rows(l->f->plan, l->shape, branch, stack, site);
   *out = (chi_row_list){0};
   if (limit == 0)
     return chi_load_fail(l, "%s.%s has no rows: the branch has no picture", chi_stack_name(stack),
@@ -322,12 +314,8 @@ static int get_value(chi_loader *l, const json_t *v, chi_intervention *iv, int64
 /* Columns that the intervention's part has in one row. */
 static int get_part(chi_loader *l, const json_t *o, chi_intervention *iv, int branch, int64_t *width) {
   bool head_site = chi_site_get(iv->site)->unit == CHI_UNIT_HEAD, there, other;
-  const chi_stack_shape *k = &l->shape->stack[iv->stack];
-  int32_t lo = 0, hi = 0, keys = 1;
-  if (iv->site == CHI_SITE_PATTERN && iv->n_rows > 0)
-    keys = k->causal ? iv->rows[0] + 1 : row_limit(l, branch, iv->stack, iv->site);
-  int64_t all = chi_site_width(l->shape, iv->stack, iv->site, keys);
-  int32_t limit = head_site ? chi_site_heads(l->shape, iv->stack, iv->site) : (int32_t)all;
+  int32_t lo = 0, hi = 0, all = (int32_t)chi_site_width(l->shape, iv->stack, iv->site, 1);
+  int32_t limit = head_site ? chi_site_heads(l->shape, iv->stack, iv->site) : all;
   int rc = get_span(l, o, head_site ? "heads" : "cols", limit, &lo, &hi, &there);
   if (rc) return rc;
   other = json_object_get(o, head_site ? "cols" : "heads") != NULL;
@@ -335,7 +323,8 @@ static int get_part(chi_loader *l, const json_t *o, chi_intervention *iv, int br
     return chi_load_fail(l, "%s is parted by '%s'", chi_site_get(iv->site)->name, head_site ? "heads" : "cols");
   iv->part_lo = lo;
   iv->part_hi = there ? hi : 0;
-  *width = !there ? all : head_site ? all / limit * (hi - lo) : hi - lo;
+  *width = chi_part_width(l->shape, iv->stack, iv->site, iv->n_rows > 0 ? iv->rows[0] : 0,
+                          chi_branch_rows(l->f->plan, l->shape, branch, iv->stack, iv->site), lo, iv->part_hi);
   return 0;
 }
 
@@ -495,7 +484,7 @@ int chi_load_intervention(chi_loader *l, const json_t *o, int branch) {
   CHI_TRY(get_value(l, json_object_get(o, "value"), &iv, width));
   if (!iv.value && (iv.op == CHI_OP_SET || iv.op == CHI_OP_ADD || iv.op == CHI_OP_PROJECT))
     return chi_load_fail(l, "'%s' needs 'value'", chi_op_name(iv.op));
-  if (generated && iv.site == CHI_SITE_PATTERN && iv.value)
+  if (generated && chi_site_is_pattern(iv.site) && iv.value)
     return chi_load_fail(l, "pattern values cannot act on generated rows");
   if (iv.op == CHI_OP_TOKEN) CHI_TRY(get_tokens(l, json_object_get(o, "tokens"), &iv));
   if (iv.op == CHI_OP_COPY) CHI_TRY(get_source(l, o, &iv));

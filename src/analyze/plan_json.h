@@ -29,7 +29,8 @@ typedef struct chi_plan_picture {
 
 typedef struct chi_plan_file {
   chi_plan *plan;
-  chi_plan_entry *entry; /* [plan->n_branches] */
+  chi_plan_entry *entry; /* [n_entries], one a branch */
+  size_t n_entries;
   int top;               /* tokens listed for each branch */
   int32_t target;        /* token id, or -1: the first branch's likeliest */
   chi_prompt **owned;

@@ -1,5 +1,6 @@
 /* JSON -> plan: branches, captures, report. See plan_json.h. */
 #include "analyze/plan_load.h"
+#include "analyze/select.h"
 
 #include <string.h>
 
@@ -271,7 +272,10 @@ static int load_capture(chi_loader *l, const json_t *o, uint8_t *mark) {
     c.branch = (int)b;
     c.rows = rows.r;
     c.n_rows = rows.n;
-    for (c.layer = lo; c.layer < hi; c.layer++) CHI_TRY(chi_plan_capture(l->f->plan, &c, NULL, l->err));
+    for (c.layer = lo; c.layer < hi; c.layer++) {
+      if (hi - lo > 1 && !chi_site_in_layer(l->shape, c.stack, c.site, c.layer)) continue;
+      CHI_TRY(chi_plan_capture(l->f->plan, &c, NULL, l->err));
+    }
   }
 out:
   return rc;
@@ -335,6 +339,7 @@ static int load_all(chi_loader *l, const json_t *root) {
     return chi_load_fail(l, "'branches' must be a list with at least one branch");
   l->f->entry = chi_arena_array(&l->f->arena, n, sizeof *l->f->entry, l->err);
   if (!l->f->entry) return CHI_ERR_MEMORY;
+  l->f->n_entries = n;
   CHI_TRY(chi_plan_new(&l->f->plan, l->err));
   CHI_TRY(load_names(l, list));
   for (size_t i = 0; i < n; i++) CHI_TRY(load_branch(l, json_array_get(list, i), i));

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "analyze/plan_json.h"
+#include "analyze/select.h"
 
 enum { kInline = 16 }; /* longer values go to the safetensors file beside the plan */
 
@@ -69,16 +70,6 @@ static int value_json(saver *s, const chi_intervention *iv, int64_t width, json_
   return 0;
 }
 
-static int64_t part_width(const saver *s, int branch, const chi_intervention *iv) {
-  const chi_stack_shape *k = &s->net->shape.stack[iv->stack];
-  const chi_input *in = &s->p->branch[chi_plan_root_of(s->p, branch)].input;
-  int32_t keys = k->causal ? iv->rows[0] + 1 : iv->stack == CHI_DECODER ? in->n_rows : k->rows;
-  int64_t all = chi_site_width(&s->net->shape, iv->stack, iv->site, iv->site == CHI_SITE_PATTERN ? keys : 1);
-  if (!iv->part_hi) return all;
-  if (chi_site_get(iv->site)->unit == CHI_UNIT_COLUMN) return iv->part_hi - iv->part_lo;
-  return all / chi_site_heads(&s->net->shape, iv->stack, iv->site) * (iv->part_hi - iv->part_lo);
-}
-
 /* ---- interventions ----------------------------------------------------------------------------------------------- */
 static void put_place(saver *s, json_t *j, chi_stack stack, chi_site site, int lo, int hi) {
   put(s, j, "stack", json_string(chi_stack_name(stack)));
@@ -105,7 +96,11 @@ static int intervention_json(saver *s, int branch, const chi_intervention *iv, j
     case CHI_OP_SET:
     case CHI_OP_ADD:
     case CHI_OP_PROJECT:
-      CHI_TRY(value_json(s, iv, part_width(s, branch, iv), &v));
+      CHI_TRY(value_json(
+          s, iv,
+          chi_part_width(&s->net->shape, iv->stack, iv->site, iv->rows[0],
+                         chi_branch_rows(s->p, &s->net->shape, branch, iv->stack, iv->site), iv->part_lo, iv->part_hi),
+          &v));
       put(s, j, "value", v);
       break;
     case CHI_OP_COPY:

@@ -86,3 +86,23 @@ int chi_select_rows(int32_t **out, int32_t *count, const char *text, const chi_p
   *count = k;
   return 0;
 }
+
+bool chi_site_in_layer(const chi_shape *s, chi_stack stack, chi_site site, int layer) {
+  return !chi_site_is_cross(site) || layer % s->stack[stack].cross_every == 0;
+}
+
+int64_t chi_part_width(const chi_shape *s, chi_stack stack, chi_site site, int32_t row, int32_t rows, int32_t part_lo,
+                       int32_t part_hi) {
+  int32_t keys = chi_site_is_pattern(site) ? chi_site_keys(s, stack, site, row, rows) : 1;
+  int64_t all = chi_site_width(s, stack, site, keys);
+  if (part_hi == 0) return all;
+  if (chi_site_get(site)->unit == CHI_UNIT_COLUMN) return part_hi - part_lo;
+  return all / chi_site_heads(s, stack, site) * (part_hi - part_lo);
+}
+
+int32_t chi_branch_rows(const chi_plan *p, const chi_shape *s, int branch, chi_stack stack, chi_site site) {
+  const chi_input *in = &p->branch[chi_plan_root_of(p, branch)].input;
+  if (site == CHI_SITE_IMAGE_EMBED) return in->pixels ? s->n_image_rows : 0;
+  if (stack == CHI_DECODER) return in->n_rows;
+  return in->pixels ? s->stack[stack].rows : 0;
+}

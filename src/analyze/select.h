@@ -15,4 +15,13 @@ int chi_select_rows(int32_t **out, int32_t *count, const char *text, const chi_p
 /* One of the words above? */
 bool chi_select_is_word(const char *text);
 
+/* Does the site exist in this layer? Not every layer has cross-attention. */
+bool chi_site_in_layer(const chi_shape *s, chi_stack stack, chi_site site, int layer);
+/* Values of one row that heads or columns [part_lo, part_hi) of a site cover (0, 0 = all of them). row and rows, the rows
+ * of this stack in this run, matter for attention weights only. */
+int64_t chi_part_width(const chi_shape *s, chi_stack stack, chi_site site, int32_t row, int32_t rows, int32_t part_lo,
+                       int32_t part_hi);
+/* Rows that a stack (or, for image_embed, the site) has in a branch; 0 where it needs a picture and there is none. */
+int32_t chi_branch_rows(const chi_plan *p, const chi_shape *s, int branch, chi_stack stack, chi_site site);
+
 #endif

@@ -1,7 +1,8 @@
 #include "analyze/states.h"
 
-#include <string.h>
+#include "analyze/select.h"
 
+#include <string.h>
 
 int chi_states_new(chi_states **out, const chi_plan *plan, const chi_shape *shape, chi_err *err) {
   int rc = 0;
@@ -16,10 +17,10 @@ int chi_states_new(chi_states **out, const chi_plan *plan, const chi_shape *shap
     const chi_stack_shape *k = &shape->stack[c->stack];
     chi_state *t = &s->state[i];
     t->n_rows = c->n_rows;
-    if (c->site == CHI_SITE_PATTERN && c->n_rows > 0) {
-      int32_t rows = c->stack == CHI_DECODER ? plan->branch[chi_plan_root_of(plan, c->branch)].input.n_rows : k->rows;
+    if (chi_site_is_pattern(c->site) && c->n_rows > 0) {
       t->heads = k->heads;
-      t->keys = k->causal ? c->rows[c->n_rows - 1] + 1 : rows;
+      t->keys = chi_site_keys(shape, c->stack, c->site, c->rows[c->n_rows - 1],
+                              chi_branch_rows(plan, shape, c->branch, c->stack, c->site));
     }
     t->width = chi_site_width(shape, c->stack, c->site, t->keys);
     if (t->width == 0)
