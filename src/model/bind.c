@@ -17,7 +17,9 @@ static void mark_used(chi_binder *b, const chi_tensor *t) { /* sorted by name */
     size_t mid = lo + (hi - lo) / 2;
     const chi_tensor *x = chi_st_at(b->st, mid);
     if (x == t) {
-      if (!b->used[mid]) b->m->params += (int64_t)(t->bytes / chi_dtype_size(t->dtype));
+      int64_t count = 1;
+      for (int i = 0; i < t->ndim; i++) count *= t->dim[i];
+      if (!b->used[mid]) b->m->params += count;
       b->used[mid] = 1;
       return;
     }
@@ -44,8 +46,8 @@ const chi_tensor *chi_bind_tensor(chi_binder *b, const char *name, int ndim, con
              want);
     return NULL;
   }
-  if (!chi_dtype_is_float(t->dtype)) {
-    chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: tensor '%s' is %s; weights are F32, F16 or BF16", b->m->path, name,
+  if (!chi_dtype_is_weight(t->dtype)) {
+    chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: tensor '%s' is %s; weights are F32, F16, BF16 or quantised", b->m->path, name,
              chi_dtype_name(t->dtype));
     return NULL;
   }
@@ -69,7 +71,10 @@ static int floats(const chi_binder *b, float **out, const chi_tensor *t, int64_t
   if (b->dry) return 0;
   *out = chi_calloc((size_t)n, sizeof **out, err);
   if (!*out) return CHI_ERR_MEMORY;
-  return chi_to_f32(*out, (const uint8_t *)t->data + (size_t)at * chi_dtype_size(t->dtype), t->dtype, (size_t)n, err);
+  if (at % chi_dtype_block(t->dtype) != 0)
+    return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: tensor '%s' is cut inside a block of %s", b->m->path, t->name,
+                    chi_dtype_name(t->dtype));
+  return chi_to_f32(*out, (const uint8_t *)t->data + chi_dtype_bytes(t->dtype, (size_t)at), t->dtype, (size_t)n, err);
 }
 
 static int pack(const chi_binder *b, chi_mat *out, const void *data, chi_dtype dtype, int64_t n, int64_t k,
@@ -136,6 +141,7 @@ int chi_bind_part(chi_binder *b, chi_linear *out, int64_t n, int64_t k, chi_bind
   char base[256], name[288];
   NAME(base);
   snprintf(name, sizeof name, "%s.weight", base);
+  if (b->rows_first) s.transposed = false;
   int64_t dim[2] = {s.transposed ? k : s.total, s.transposed ? s.total : k};
   const chi_tensor *t = chi_bind_tensor(b, name, 2, dim, err);
   if (!t) return CHI_ERR_FORMAT;
@@ -146,7 +152,7 @@ int chi_bind_part(chi_binder *b, chi_linear *out, int64_t n, int64_t k, chi_bind
     chi_free(rows);
   } else {
     const uint8_t *data = t->data;
-    rc = pack(b, &out->w, data ? data + (size_t)(s.at * k) * chi_dtype_size(t->dtype) : NULL, t->dtype, n, k, err);
+    rc = pack(b, &out->w, data ? data + chi_dtype_bytes(t->dtype, (size_t)(s.at * k)) : NULL, t->dtype, n, k, err);
   }
   if (rc || !want_bias) return rc;
   snprintf(name, sizeof name, "%s.bias", base);

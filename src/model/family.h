@@ -54,6 +54,7 @@ typedef struct chi_binder {
   const chi_st *st;
   uint8_t *used; /* per tensor: bound */
   bool dry;      /* names and shapes only: nothing is packed or copied */
+  bool rows_first; /* "transposed" matrices are stored as rows of inputs after all (GGUF) */
 } chi_binder;
 /* Shapes: n rows of k. want_bias: the tensor must be there. The name's ".weight" and ".bias" are added. */
 int chi_bind_linear(chi_binder *b, chi_linear *out, int64_t n, int64_t k, bool want_bias, chi_err *err, const char *fmt,
@@ -101,6 +102,13 @@ int chi_phi_weights(chi_model *m, chi_binder *b, const char *base, const char *h
 int chi_vit_config(chi_model *m, const json_t *vision, const char *where, chi_err *err);
 int chi_vit_features(chi_model *m, const json_t *config, const char *key, chi_err *err);
 int chi_vit_weights(chi_model *m, chi_binder *b, const char *base, chi_err *err);
+
+/* Pictures as the repositories of LLaVA and Bunny write them down: mm_projector_type, image_aspect_ratio (pad: a square of
+ * the mean colour first), model.mm_projector.0 and .2, template vicuna, no picture token in the tokenizer. */
+int chi_mm_config(chi_model *m, const json_t *c, bool *pad, chi_err *err);
+int chi_mm_projector(chi_model *m, chi_binder *b, chi_err *err);
+/* Refuses a folder that holds pickles and no safetensors, with the command that converts them. */
+int chi_check_pickle(const char *dir, chi_err *err);
 
 #define CHI_FAMILY(sym, type, doc) \
   int chi_family_##sym(chi_model *m, const json_t *config, chi_binder *b, chi_err *err);

@@ -39,6 +39,8 @@ int chi_family_llava(chi_model *m, const json_t *config, chi_binder *b, chi_err 
   bool tied = false, text_tied = false, proj_bias = true;
   const char *base = NULL, *vis = NULL, *proj = NULL, *head = NULL;
   const json_t *text = json_object_get(config, "text_config");
+  if (!text && json_object_get(config, "mm_vision_tower")) /* the authors' layout under the same model_type */
+    return chi_family_liuhaotian(m, config, b, err);
   if (!json_is_object(text) || !json_is_object(json_object_get(config, "vision_config")))
     return chi_fail(err, CHI_ERR_FORMAT, "config.json: text_config and vision_config must be objects");
   CHI_TRY(chi_config_plain(config, "config.json", err));

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "model/family.h"
+#include "model/gguf.h"
 
 typedef int (*family_fn)(chi_model *m, const json_t *config, chi_binder *b, chi_err *err);
 static const struct {
@@ -76,7 +77,7 @@ static int read_eos(chi_model *m, const char *dir, const json_t *config, chi_err
 static int open_text_and_image(chi_model *m, const char *dir, const json_t *config, chi_err *err) {
   int rc = 0;
   char path[4096];
-  CHI_TRY(chi_tokenizer_load(&m->tok, dir, err));
+  if (!m->tok) CHI_TRY(chi_tokenizer_load(&m->tok, dir, err));
   CHI_TRY(read_eos(m, dir, config, err));
   if (!m->net.has_vision) return 0;
   if (!m->pre_set) {
@@ -94,7 +95,7 @@ out:
 }
 
 /* Pickles run code when they are read; they are converted once, by their owner. */
-static int check_pickle(const char *dir, chi_err *err) {
+int chi_check_pickle(const char *dir, chi_err *err) {
   static const char *const names[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                                       "pytorch_model.bin.index.json"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -144,25 +145,50 @@ out:
   return rc;
 }
 
+static bool ends_with(const char *s, const char *end) {
+  size_t n = strlen(s), k = strlen(end);
+  return n >= k && strcmp(s + n - k, end) == 0;
+}
+
 int chi_model_open(chi_model **out, const char *path, chi_dtype_choice dtype, chi_err *err) {
+  return chi_model_open_with(out, path, NULL, dtype, err);
+}
+
+int chi_model_open_with(chi_model **out, const char *path, const char *mmproj, chi_dtype_choice dtype, chi_err *err) {
   int rc = 0;
   char file[4096];
+  bool gguf = ends_with(path, ".gguf") || chi_gguf_is(path);
+  chi_dtype stored = CHI_F32;
   json_t *config = NULL;
   family_fn open = NULL;
   chi_binder b = {0};
   chi_model *m = new_model(path, err);
   if (!m) return CHI_ERR_MEMORY;
-  CHI_TRY(chi_path_join(file, sizeof file, path, "config.json", err));
-  CHI_TRY(chi_json_load(&config, file, 16 << 20, err));
+  if (mmproj && !gguf) {
+    rc = chi_fail(err, CHI_ERR_ARG, "%s is no GGUF file, which a vision file (%s) belongs to", path, mmproj);
+    goto out;
+  }
+  if (gguf) {
+    CHI_TRY(chi_gguf_read(m, path, mmproj, &config, &stored, err));
+  } else {
+    CHI_TRY(chi_path_join(file, sizeof file, path, "config.json", err));
+    CHI_TRY(chi_json_load(&config, file, 16 << 20, err));
+  }
   CHI_TRY(find_family(m, config, &open, err));
   int64_t params = decoder_params(config);
   bool big = params >= 1000000000;
   m->net.compute = dtype == CHI_DTYPE_BF16 || (dtype == CHI_DTYPE_AUTO && big) ? CHI_COMPUTE_BF16 : CHI_COMPUTE_F32;
-  CHI_TRY(check_pickle(path, err));
+  CHI_TRY(chi_check_pickle(path, err));
   CHI_TRY(chi_st_open(&m->st, path, err));
-  b = (chi_binder){.m = m, .st = m->st, .used = chi_calloc(chi_st_count(m->st) + 1, 1, err)};
+  b = (chi_binder){.m = m, .st = m->st, .rows_first = gguf, .used = chi_calloc(chi_st_count(m->st) + 1, 1, err)};
   CHI_TRY(b.used ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(open(m, config, &b, err));
+  rc = open(m, config, &b, err);
+  if (rc && gguf && err && strncmp(err->text, "config.json", 11) == 0) chi_err_prefix(err, path);
+  if (rc) goto out;
+  if (gguf) {
+    m->stored = stored;
+    if (m->net.has_vision && chi_token_id(m->tok, m->image_text) < 0) m->image_token = CHI_PICTURE_ID;
+  }
   chi_net_shape(&m->net);
   CHI_TRY(open_text_and_image(m, path, config, err));
   if (dtype == CHI_DTYPE_AUTO && big)

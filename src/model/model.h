@@ -26,8 +26,11 @@ typedef struct chi_model {
 } chi_model;
 
 typedef enum chi_dtype_choice { CHI_DTYPE_AUTO, CHI_DTYPE_F32, CHI_DTYPE_BF16 } chi_dtype_choice;
-/* auto: f32 below a billion parameters, else bf16 (logged). path: a Hugging Face folder. Caller: chi_model_free. */
+/* auto: f32 below a billion parameters, else bf16 (logged). path: a Hugging Face folder or a GGUF file (docs/gguf.md).
+ * Caller: chi_model_free. */
 int chi_model_open(chi_model **out, const char *path, chi_dtype_choice dtype, chi_err *err);
+/* mmproj: the GGUF file of the vision tower and projector of a LLaVA whose language model is the GGUF file `path`; or NULL. */
+int chi_model_open_with(chi_model **out, const char *path, const char *mmproj, chi_dtype_choice dtype, chi_err *err);
 void chi_model_free(chi_model *m);
 /* Config and names alone, without weights: tests of whole checkpoints' headers. left: names that nothing reads, one a
  * line (caller: chi_str_free). The model can be looked at and freed, not run. */

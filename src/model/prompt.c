@@ -32,12 +32,55 @@ static size_t question_at(const char *pattern, const char *image_text) {
   return at;
 }
 
+/* One token that the tokenizer did not make. */
+static int put_token(chi_tokens *t, int32_t id, int32_t begin, int32_t end, chi_err *err) {
+  int32_t **list[] = {&t->id, &t->begin, &t->end}, value[] = {id, begin, end};
+  size_t cap = t->cap;
+  for (int k = 0; k < 3; k++) {
+    void *p = *list[k];
+    cap = t->cap;
+    int rc = chi_grow(&p, &cap, t->n + 1, sizeof **list[k], err);
+    *list[k] = p;
+    if (rc) return rc;
+    (*list[k])[t->n] = value[k];
+  }
+  t->cap = cap;
+  t->n++;
+  return 0;
+}
+
+/* Text -> tokens. Where the tokenizer has no picture token, the text on both sides of it is encoded apart (a second BOS is
+ * dropped) and CHI_PICTURE_ID stands between, as the repositories of such models do. */
+static int encode(chi_tokens *t, const chi_model *m, const char *text, chi_err *err) {
+  int rc = 0;
+  const char *at = m->image_token == CHI_PICTURE_ID ? strstr(text, m->image_text) : NULL;
+  size_t word = strlen(m->image_text);
+  CHI_TRY(chi_encode(m->tok, text, at ? (size_t)(at - text) : strlen(text), true, t, err));
+  while (at) {
+    const char *rest = at + word, *next = strstr(rest, m->image_text);
+    int32_t start = (int32_t)(at - text), end = start + (int32_t)word;
+    CHI_TRY(put_token(t, CHI_PICTURE_ID, start, end, err));
+    size_t first = t->n, kept = t->n;
+    CHI_TRY(chi_encode(m->tok, rest, next ? (size_t)(next - rest) : strlen(rest), true, t, err));
+    for (size_t i = first; i < t->n; i++) {
+      if (i == first && t->id[i] == chi_token_bos(m->tok) && t->begin[i] == t->end[i]) continue;
+      t->id[kept] = t->id[i];
+      t->begin[kept] = t->begin[i] + end;
+      t->end[kept++] = t->end[i] + end;
+    }
+    t->n = kept;
+    at = next;
+  }
+out:
+  return rc;
+}
+
 /* p->text -> rows. words (p->words_at, words_len) become the constraint span; [q0, q1) are the question's bytes. */
 static int make_rows(chi_prompt *p, const chi_model *m, size_t q0, size_t q1, bool picture, chi_err *err) {
   int rc = 0;
   chi_tokens t = {0};
   size_t first = 0, last = 0, n_images = 0, image_at = 0;
-  CHI_TRY(chi_encode(m->tok, p->text, strlen(p->text), true, &t, err));
+  CHI_TRY(encode(&t, m, p->text, err));
   for (size_t i = 0; i < t.n; i++)
     if (t.id[i] == m->image_token) n_images++, image_at = i;
   if (picture && n_images != 1) {

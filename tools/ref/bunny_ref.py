@@ -17,6 +17,13 @@ from transformers import PhiConfig, PhiForCausalLM, SiglipVisionConfig, SiglipVi
 from common import IMAGE, write_json
 
 
+def cast(model, dtype):
+    """Parameters alone: the rotary embedding's frequencies stay in float32, as in a model that is loaded in this dtype."""
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
+    return model
+
+
 class Projector(nn.Module):
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -115,4 +122,4 @@ def load(folder, dtype=torch.float32):
     missing, unexpected = model.load_state_dict({k: w[new] for k, new in names(model).items() if new in w}, strict=False)
     left = f"vision_tower.encoder.layers.{vision.num_hidden_layers - 1}."
     assert not unexpected and all(left in k or ".head." in k for k in missing), missing
-    return model.to(dtype).eval()
+    return cast(model, dtype).eval()

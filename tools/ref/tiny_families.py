@@ -5,6 +5,7 @@
 Small: two layers, short prompts. What is easy to get wrong differs from the defaults in each: eps, scalings of the rotary
 embedding, windows shorter than the prompt, heads, activations, names.
 """
+import copy
 import json
 import re
 import shutil
@@ -20,17 +21,15 @@ import bunny_ref
 import capture_ref
 from common import (BOS, CLIP_MEAN, CLIP_STD, CORPUS, EOS, FIXTURES, IMAGE, PAD, make_picture, preprocess, read_json,
                     save_states, save_tokenizer, train_tokenizer, write_json)
-from tiny_models import Unlucky, image_rows
+from tiny_models import Unlucky
 
-VOCAB = 400
+VOCAB = 320
 NEW_TOKENS = 16
 IDS = dict(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
 COMMON = dict(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=96, **IDS)
 GATED = dict(intermediate_size=48, rms_norm_eps=1e-5, **COMMON)
 ASK = "USER: {question} ASSISTANT:"
 SEE = "USER: <image>\n{question} ASSISTANT:"
-VICUNA = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-          "and polite answers to the user's questions. ")
 CAPITAL = "What is the capital of this country?"
 LEFT = "Which colour is on the left?"
 HALF = [0.5] * 3
@@ -38,25 +37,25 @@ F16, BF16 = torch.float16, torch.bfloat16
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 24}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 24}
-LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.35, 1.7], "long_factor": [2.0, 3.0, 4.0, 5.0],
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.15, 1.7], "long_factor": [2.0, 3.0, 5.0],
         "original_max_position_embeddings": 48}
 
 
 def clip(**k):
     return CLIPVisionConfig(**{**dict(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3,
-                                      image_size=28, patch_size=7, projection_dim=16), **k})
+                                      image_size=18, patch_size=9, projection_dim=16), **k})
 
 
 def siglip(**k):
     return SiglipVisionConfig(**{**dict(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3,
-                                        image_size=28, patch_size=9), **k})
+                                        image_size=20, patch_size=9), **k})
 
 
 SPECS = {
     "tiny-opt": dict(seed=101, config=OPTConfig(ffn_dim=64, word_embed_proj_dim=24, **COMMON), dtype=F16),
     "tiny-phi": dict(seed=111, config=PhiConfig(intermediate_size=64, partial_rotary_factor=0.6, layer_norm_eps=1e-4,
                                                 rope_parameters={"rope_type": "default", "rope_theta": 10000.0,
-                                                                 "partial_rotary_factor": 0.6}, **{**COMMON, "hidden_size": 40}),
+                                                                 "partial_rotary_factor": 0.6}, **{**COMMON, "hidden_size": 30, "num_attention_heads": 3}),
                      dtype=F16),
     "tiny-gpt2": dict(seed=121, config=GPT2Config(vocab_size=VOCAB, n_embd=24, n_layer=2, n_head=4, n_positions=96, n_inner=64,
                                                   layer_norm_epsilon=1e-4, **IDS)),
@@ -67,15 +66,15 @@ SPECS = {
                        dtype=BF16),
     "tiny-llava-mistral": dict(seed=151, dtype=BF16, text=MistralConfig(num_key_value_heads=1, sliding_window=None, rope_parameters=LONG,
                                                                         **GATED),
-                               tower=clip(), llava=dict(vision_feature_layer=-2), prompts=[(SEE, CAPITAL), (SEE, LEFT)]),
+                               tower=clip(), llava=dict(vision_feature_layer=-2), prompts=[("<image>\n{question}", "What is this country?"), (SEE, LEFT)]),
     "tiny-llava-qwen2": dict(seed=161, dtype=BF16, text=Qwen2Config(num_key_value_heads=2, **GATED), tower=siglip(),
                              llava=dict(vision_feature_layer=-1, vision_feature_select_strategy="full"),
-                             prompts=[(SEE, CAPITAL), (SEE, LEFT)]),
+                             prompts=[("<image>\n{question}", "What is this country?"), (SEE, LEFT)]),
     "tiny-bunny": dict(seed=171, dtype=F16, bunny=PhiConfig(intermediate_size=64, partial_rotary_factor=0.4, rope_parameters={
-        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4}, **{**COMMON, "hidden_size": 40}),
-                       tower=siglip(), prompts=[(SEE, CAPITAL), (VICUNA + SEE, LEFT)]),
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4}, **{**COMMON, "hidden_size": 30, "num_attention_heads": 3}),
+                       tower=siglip(), prompts=[("<image>\n{question}", "What is this country?"), (SEE, LEFT)]),
     "tiny-liuhaotian": dict(seed=181, dtype=F16, text=LlamaConfig(**GATED), tower=clip(), llava=dict(vision_feature_layer=-2), liuhaotian=True,
-                            prompts=[(SEE, CAPITAL), (VICUNA + SEE, LEFT)]),
+                            prompts=[("<image>\n{question}", "What is this country?"), (SEE, LEFT)]),
 }
 
 
@@ -120,7 +119,14 @@ def build(spec):
     else:
         model = AutoModelForCausalLM.from_config(spec["config"])
     randomize(model, spec["seed"])
-    return model.to(spec.get("dtype", torch.float32)).eval()
+    return bunny_ref.cast(model, spec.get("dtype", torch.float32)).eval()
+
+
+def image_rows(config):
+    """Rows of the decoder that a picture takes."""
+    v, full = config.vision_config, config.vision_feature_select_strategy == "full"
+    has_class = v.model_type.startswith("clip")
+    return (v.image_size // v.patch_size) ** 2 + has_class - (not full)
 
 
 def preprocessor(spec):
@@ -189,12 +195,11 @@ def save(model, spec, folder):
 def load(model, spec, folder, dtype=torch.float32):
     """The saved checkpoint again; layouts that transformers cannot read are run from memory in the rounded weights."""
     if spec.get("liuhaotian"):
-        m = build(spec)
-        for p in m.modules():
+        for p in model.modules():
             cfg = getattr(p, "config", None)
             if cfg is not None:
                 cfg._attn_implementation = "eager"
-        return m.to(dtype)
+        return bunny_ref.cast(copy.deepcopy(model), dtype)
     return capture_ref.load(folder, dtype)
 
 
@@ -232,7 +237,7 @@ def make_once(name, spec):
         cfg = preprocessor(spec)
         if split:
             cfg["do_pad"] = True
-        make_picture(47, 36, spec["seed"]).save(folder / "picture.png")
+        make_picture(31, 24, spec["seed"]).save(folder / "picture.png")
         pixels = preprocess(Image.open(folder / "picture.png"), cfg)
         meta["picture"] = "picture.png"
     out = {}
