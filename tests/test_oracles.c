@@ -78,7 +78,8 @@ static void open_item(item *it, const char *folder, int32_t lo, int32_t hi, chi_
 
 static void random_item(item *it, uint64_t seed, int32_t T, int32_t lo, int32_t hi, bool picture, chi_compute compute) {
   memset(it, 0, sizeof *it);
-  randnet_make(&it->rand, &(randnet_opts){.seed = seed, .vision = picture, .compute = (int)compute});
+  randnet_make(&it->rand,
+               &(randnet_opts){.seed = seed, .vision = picture, .compute = (int)compute, .qformer = seed % 2 == 0});
   it->net = &it->rand.net;
   snprintf(it->name, sizeof it->name, "%.150s", randnet_name(&it->rand));
   it->in = (chi_input){.n_rows = T, .image_row = picture ? 2 : -1};
@@ -116,7 +117,7 @@ static void each_item(void (*fn)(const item *)) {
     else if (k < 4)
       open_item(&it, "tiny-llama", 30, 34, d); /* the span crosses a block of 32 keys */
     else
-      random_item(&it, 900 + (uint64_t)k, 40 + 7 * k, 39 + 5 * (k - 4), 41 + 5 * (k - 4), k % 4 < 2, c);
+      random_item(&it, 900 + (uint64_t)k / 2, 40 + 7 * k, 39 + 5 * (k - 4), 41 + 5 * (k - 4), k % 4 < 2, c);
     fn(&it);
     free_item(&it);
   }
@@ -266,7 +267,7 @@ static int take_all(const item *it, chi_plan *p, int b, int32_t lo, int *n) {
   *n = 1;
   for (int l = 0; l < layers_of(it); l++)
     for (int s = CHI_SITE_RESID_PRE; s <= CHI_SITE_RESID_POST; s++) {
-      if (s == CHI_SITE_PATTERN) continue;
+      if (s == CHI_SITE_PATTERN || chi_site_width(&it->net->shape, CHI_DECODER, (chi_site)s, 1) == 0) continue;
       plan_take(p, b, CHI_DECODER, (chi_site)s, l, lo, T);
       *n += 1;
     }

@@ -7,12 +7,18 @@
 #include "support/randplan.h"
 #include "support/support.h"
 
-enum { PLANS = 3000, PLANS_PER_NET = 4 };
+enum { PLANS = 4000, PLANS_PER_NET = 4 };
 
 /* "one seed" from the command line: that plan alone, printed. */
 static uint64_t only;
 
-static uint64_t net_seed(uint64_t seed) { return 1000003u * (seed / PLANS_PER_NET) + 17; }
+/* Four plans per network; every fifth network has a Q-Former (tests/test_qformer.c has more of them). */
+static void make_net(randnet *n, uint64_t seed) {
+  uint64_t k = seed / PLANS_PER_NET;
+  bool queries = k % 5 == 0;
+  randnet_make(
+      n, &(randnet_opts){.seed = 1000003u * k + 17, .vision = queries ? 1 : -1, .compute = -1, .qformer = queries});
+}
 
 /* 1 = compared, 0 = refused as a cycle. */
 static int compare(const randnet *n, uint64_t seed, randplan_cover *cover, chi_run_stats *stats) {
@@ -58,13 +64,12 @@ static void test_random_plans(void **state) {
   (void)state;
   randplan_cover cover = {0};
   randnet n;
-  chi_shape with_picture = {0};
+  chi_shape shape[2] = {0}; /* of a network with a plain projector, and with a Q-Former */
   int64_t live = 0, full = 0;
   int done = 0;
   for (uint64_t seed = only ? only : 1; seed <= (only ? only : PLANS); seed++) {
-    if (only || seed % PLANS_PER_NET == 0 || seed == 1)
-      randnet_make(&n, &(randnet_opts){.seed = net_seed(seed), .vision = -1, .compute = -1});
-    if (n.net.has_vision) with_picture = n.net.shape;
+    if (only || seed % PLANS_PER_NET == 0 || seed == 1) make_net(&n, seed);
+    if (n.net.has_vision && (!n.net.has_qformer || n.net.vision.post.w)) shape[n.net.has_qformer] = n.net.shape;
     chi_run_stats st = {0};
     done += compare(&n, seed, &cover, &st);
     live += st.live_row_layers;
@@ -75,7 +80,7 @@ static void test_random_plans(void **state) {
   print_message("%d plans, %lld branches, equal bits; %d refused as cycles; %lld of %lld row-layers computed\n", done,
                 (long long)cover.branches, PLANS - done, (long long)live, (long long)full);
   assert_true(done >= 1000);
-  check_cover(&cover, &with_picture);
+  for (int i = 0; i < 2; i++) check_cover(&cover, &shape[i]);
 }
 
 int main(int argc, char **argv) {

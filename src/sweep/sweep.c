@@ -307,8 +307,8 @@ static int add_final(piece *pc, final_list *f, int b, int32_t row) {
   for (int32_t k = 0; k < pc->x->eff[b].n; k++) { /* rows that this one copies from */
     const chi_intervention *iv = pc->x->eff[b].iv[k];
     int32_t i;
-    if (iv->op != CHI_OP_COPY || (iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS)) continue;
-    if ((i = chi_iv_row(iv, row)) < 0) continue;
+    if (iv->op != CHI_OP_COPY || iv->stack != CHI_DECODER) continue;
+    if ((iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS) || (i = chi_iv_row(iv, row)) < 0) continue;
     if ((rc = add_final(pc, f, iv->source, chi_iv_source_row(iv, i))) != 0) return rc;
   }
   return 0;

@@ -279,16 +279,36 @@ static int crossed(const maker *m, chi_stack stack, chi_site site, int layer) {
   return chi_site_is_cross(site) ? layer - layer % m->s->stack[stack].cross_every : layer;
 }
 
+/* An intervention that is already in the plan, to meet it at the same place: order of ancestors, sources that are changed
+ * themselves, rows born twice. NULL where there is none that b could have. */
+static const chi_intervention *pick_echo(maker *m, int b) {
+  for (int tries = 0; tries < 6; tries++) {
+    const chi_plan_branch *o = &m->p->branch[rnd_range(&m->r, 0, b + 1)];
+    if (o->count == 0) continue;
+    const chi_intervention *iv = &o->iv[rnd_range(&m->r, 0, o->count)];
+    if (rows_of(m->s, m->p, b, iv->stack, iv->site) > 0) return iv;
+  }
+  return NULL;
+}
+
 static void add_intervention(maker *m, int b) {
   chi_intervention iv = {.stack = pick_stack(m, b)};
   int32_t rows[256], map[256], tokens[256];
   float *value = NULL;
-  iv.site = pick_site(m, b, iv.stack);
+  const chi_intervention *echo = rnd_chance(&m->r, 0.3) ? pick_echo(m, b) : NULL;
+  if (echo) iv.stack = echo->stack;
+  iv.site = echo ? echo->site : pick_site(m, b, iv.stack);
   iv.op = pick_op(m, iv.stack, iv.site);
   iv.rows = rows;
   int32_t limit = rows_of(m->s, m->p, b, iv.stack, iv.site), layers = m->s->stack[iv.stack].layers;
   iv.n_rows = pick_rows(&m->r, limit, rows);
-  iv.layer_lo = crossed(m, iv.stack, iv.site, rnd_range(&m->r, 0, layers));
+  if (echo && rnd_chance(&m->r, 0.7)) { /* the same rows, where b has them */
+    iv.n_rows = 0;
+    for (int32_t i = 0; i < echo->n_rows; i++)
+      if (echo->rows[i] < limit) rows[iv.n_rows++] = echo->rows[i];
+    if (iv.n_rows == 0) iv.n_rows = pick_rows(&m->r, limit, rows);
+  }
+  iv.layer_lo = crossed(m, iv.stack, iv.site, echo ? echo->layer_lo : rnd_range(&m->r, 0, layers));
   iv.layer_hi = rnd_chance(&m->r, 0.6) ? iv.layer_lo + 1 : rnd_range(&m->r, iv.layer_lo, layers) + 1;
   m->cover->windows += iv.layer_hi > iv.layer_lo + 1;
   iv.scale = ((float[]){-1.0f, 0.0f, 0.5f, 1.0f, 1.5f})[rnd_range(&m->r, 0, 5)];
