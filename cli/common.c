@@ -161,7 +161,7 @@ int cli_open_model(chi_model **out, const cli *c, const char *name, chi_err *err
   chi_set_threads((int)c->common->threads);
   CHI_TRY(chi_cpu_init(isa && *isa ? isa : NULL, err));
   CHI_TRY(cli_model_path(path, sizeof path, name, err));
-  CHI_TRY(chi_model_open(out, path, (chi_dtype_choice)c->common->dtype, err));
+  CHI_TRY(chi_model_open_with(out, path, c->common->mmproj, (chi_dtype_choice)c->common->dtype, err));
 out:
   return rc;
 }
@@ -173,6 +173,8 @@ void cli_image_question(const cli *c, const char **image, const char **question)
 
 int cli_make_prompt(chi_prompt **out, const cli *c, const chi_model *m, const char *image, const char *question,
                     bool need_constraint, chi_err *err) {
+  if (image && !m->net.has_vision)
+    return chi_fail(err, CHI_ERR_ARG, "%s is a text-only model: leave the picture %s out", m->path, image);
   chi_prompt_opts o = {.image = image,
                        .question = question,
                        .tmpl = c->common->tmpl,

@@ -25,6 +25,11 @@ const cli_opt kCliCommonOpts[] = {
      CLI_AT(cli_common, isa),
      .doc = "instruction set: portable, avx2, avx512 (also CHIASM_ISA); the best there is if not given. Never changes "
             "a result"},
+    {.name = "--mmproj",
+     .kind = CLI_STR,
+     .arg = "FILE",
+     CLI_AT(cli_common, mmproj),
+     .doc = "GGUF file of the vision tower, beside a GGUF language model"},
     {.name = "--template",
      .kind = CLI_STR,
      .arg = "NAME",
@@ -346,12 +351,30 @@ static void list_options(const cli_command *cmd, chi_str *out) {
   chi_str_addf(out, "  %-24s%s\n", "-h, --help", "this text");
 }
 
+/* Lines of a paragraph are joined and folded anew; an empty line ends it. */
+static void paragraphs(chi_str *out, const char *text) {
+  for (const char *p = text; *p;) {
+    const char *end = strstr(p, "\n\n");
+    size_t n = end ? (size_t)(end - p) : strlen(p);
+    chi_str one = {0};
+    chi_str_addn(&one, p, n);
+    for (size_t i = 0; one.s && i < n; i++)
+      if (one.s[i] == '\n') one.s[i] = ' ';
+    chi_str_add(out, "\n");
+    if (one.s) fold(out, one.s, 0, 0);
+    chi_str_add(out, "\n");
+    chi_str_free(&one);
+    p += n;
+    while (*p == '\n') p++;
+  }
+}
+
 void cli_help(const cli_row *row, chi_str *out) {
   const cli_command *cmd = row->cmd;
   chi_str_addf(out, "chiasm %s: %s\n\nUsage: chiasm %s", cmd->name, row->doc, cmd->name);
   if (cmd->usage && *cmd->usage) chi_str_addf(out, " %s", cmd->usage);
   chi_str_add(out, cmd->opts || cmd->model ? " [options]\n" : "\n");
-  if (cmd->text) chi_str_addf(out, "\n%s\n", cmd->text);
+  if (cmd->text) paragraphs(out, cmd->text);
   chi_str_add(out, "\nOptions:\n");
   list_options(cmd, out);
   if (cmd->examples) {

@@ -1,11 +1,13 @@
 #!/bin/sh
-# run_tests.sh [BUILD [PATTERN]]: run every BUILD/tests/test_* (and the fuzz targets over their seed corpora) from the
-# repository root, JOBS at a time. One line per failing test; the last line is "N passed, N failed, N skipped". The exit
-# status is 1 if anything failed. Complete outputs stay in BUILD/tests/log/. TEST_TIMEOUT seconds per executable.
+# run_tests.sh [BUILD [PATTERN]]: run every BUILD/tests/test_*, the fuzz targets over their seed corpora and tests/cli/*.sh
+# (which get BUILD in the environment) from the repository root, JOBS at a time. One line per failing test; the last line
+# is "N passed, N failed, N skipped". The exit status is 1 if anything failed. Complete outputs stay in BUILD/tests/log/.
+# TEST_TIMEOUT seconds per executable.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 build=${1:-build}
 pattern=${2:-}
+export BUILD="$build"
 export TEST_LOG="$build/tests/log"
 export TEST_TIMEOUT="${TEST_TIMEOUT:-600}"
 export CHI_TEST_TMP="$build/tests/tmp"
@@ -20,6 +22,7 @@ if [ -z "${RUN_ONE:-}" ]; then
     log=$TEST_LOG/$name
     case $name in
       fuzz_*) set -- "fuzz/corpus/${name#fuzz_}" ;;
+      *.sh) set -- "$exe"; exe=sh ;;
       *) set -- ;;
     esac
     start=$(date +%s)
@@ -31,6 +34,9 @@ fi
 list=$(for src in tests/test_*"$pattern"*.c fuzz/fuzz_*"$pattern"*.c; do
   exe="$build/tests/$(basename "$src" .c)"
   if [ -f "$src" ] && [ -x "$exe" ]; then echo "$exe"; fi
+done
+for sh in tests/cli/*"$pattern"*.sh; do
+  if [ -f "$sh" ] && [ "$sh" != tests/cli/lib.sh ] && [ -x "$build/chiasm" ]; then echo "$sh"; fi
 done)
 if [ -z "$list" ]; then
   echo "no tests in $build/tests; build first (make build)"

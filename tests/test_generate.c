@@ -37,17 +37,17 @@ static bool check_text(const chi_model *m, const chi_st *st, const char *fixture
   chi_gen_stop stop;
   chi_input in = input_of(m, st, ids, n);
   chi_gen_opts o = {.max_new = n_want};
-  assert_int_equal(n_want, kNew);
+  assert_in_range(n_want, 16, kNew);
   assert_works(chi_generate(&m->net, &in, &o, got, &n_got, &stop, err));
-  assert_int_equal(n_got, kNew);
+  assert_int_equal(n_got, n_want);
   assert_int_equal(stop, CHI_GEN_MAX_NEW);
-  for (int32_t i = 0; i < kNew; i++)
+  for (int32_t i = 0; i < n_want; i++)
     if (got[i] != want[i])
       fail_msg("%s: %s: token %d is %d, transformers has %d", fixture, out_name, i, got[i], want[i]);
   const char *want_text = chi_st_meta(st, text_key);
   char *text = NULL;
   assert_non_null(want_text);
-  assert_works(chi_decode(m->tok, got, kNew, true, &text, err));
+  assert_works(chi_decode(m->tok, got, (size_t)n_want, true, &text, err));
   assert_string_equal(text, want_text);
   chi_free(text);
   free(ids);

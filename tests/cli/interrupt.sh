@@ -1,0 +1,23 @@
+#!/bin/sh
+# Ctrl-C ends the work with status 130, one line, and nothing half-written.
+. tests/cli/lib.sh
+
+{ # many branches, each a full forward
+  printf '{"format": "chiasm-plan-1", "branches": [{"name": "a"}'
+  i=0
+  while [ $i -lt 4000 ]; do
+    printf ',\n{"name": "b%d", "parent": "a", "interventions": [{"op": "noise", "site": "embed", "rows": [1, 2], "scale": 1, "seed": %d}]}' $i $i
+    i=$((i + 1))
+  done
+  printf '],\n"captures": [{"site": "resid_post", "layers": "all", "rows": "last"}]}\n'
+} >"$T/plan.json"
+begin 'Ctrl-C'
+# A shell starts background jobs with SIGINT ignored; env does not undo that, so the command runs in a shell that resets it.
+sh -c 'trap - INT; exec "$@"' sh "$chiasm" run "$tiny" "$picture" "$question" --plan "$T/plan.json" --executor dense -o "$T/o" >"$T/out" 2>"$T/err" &
+pid=$!
+sleep 1
+kill -INT $pid 2>/dev/null
+wait $pid
+rc=$?
+if [ $rc = 130 ] && [ "$(wc -l <"$T/err")" = 1 ] && grep -q cancelled "$T/err" && [ ! -s "$T/out" ] && [ ! -e "$T/o" ]; then ok 'Ctrl-C'
+else bad 'Ctrl-C' "ended with $rc: $(cat "$T/err"; ls -A "$T/o" 2>/dev/null)"; fi
