@@ -1,0 +1,184 @@
+/* Backward halves; see back.h. libm serves here: gradients are compared by size, never by bits across machines. */
+#include "nn/back.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct norm_job {
+  const chi_block_spec *s;
+  const chi_norm *n;
+  const float *x, *dy;
+  float *dx;
+  int64_t d;
+} norm_job;
+
+/* RMS: y = x r w, r = (mean x^2 + eps)^-1/2:  dx = r (w dy) - x r^3 / d sum(w dy x). LayerNorm: the same around the mean. */
+static void norm_row(void *ud, int64_t i) {
+  const norm_job *j = ud;
+  const float *x = j->x + i * j->d, *dy = j->dy + i * j->d;
+  float *dx = j->dx + i * j->d;
+  bool ln = j->s->norm == CHI_NORM_LAYER;
+  double mean = 0, sq = 0, dot = 0, sum = 0, n = (double)j->d;
+  for (int64_t k = 0; ln && k < j->d; k++) mean += (double)x[k];
+  mean /= n;
+  for (int64_t k = 0; k < j->d; k++) {
+    double c = (double)x[k] - mean, g = (double)dy[k] * (double)j->n->w[k];
+    sq += c * c;
+    dot += g * c;
+    sum += g;
+  }
+  double r = 1.0 / sqrt(sq / n + (double)j->s->eps), a = r * r * r * dot / n, b = ln ? r * sum / n : 0;
+  for (int64_t k = 0; k < j->d; k++)
+    dx[k] += (float)(r * (double)dy[k] * (double)j->n->w[k] - a * ((double)x[k] - mean) - b);
+}
+
+void chi_norm_back(const chi_block_spec *s, const chi_norm *n, const float *x, const float *dy, float *dx, int64_t m,
+                   int64_t d, float *dw, float *db) {
+  chi_parallel_for(m, norm_row, &(norm_job){s, n, x, dy, dx, d});
+  for (int64_t i = 0; (dw || db) && i < m; i++) {
+    const float *xi = x + i * d, *g = dy + i * d;
+    double mean = 0, sq = 0;
+    for (int64_t k = 0; s->norm == CHI_NORM_LAYER && k < d; k++) mean += (double)xi[k];
+    mean /= (double)d;
+    for (int64_t k = 0; k < d; k++) sq += ((double)xi[k] - mean) * ((double)xi[k] - mean);
+    double r = 1.0 / sqrt(sq / (double)d + (double)s->eps);
+    for (int64_t k = 0; k < d; k++) {
+      if (dw) dw[k] += (float)((double)g[k] * ((double)xi[k] - mean) * r);
+      if (db) db[k] += g[k];
+    }
+  }
+}
+
+/* act(x) and its derivative. */
+static void act_pair(chi_act act, double x, double *y, double *dy) {
+  switch (act) {
+    case CHI_ACT_SILU:
+    case CHI_ACT_QUICK_GELU: {
+      double a = act == CHI_ACT_SILU ? 1.0 : 1.702, s = 1.0 / (1.0 + exp(-a * x));
+      *y = x * s;
+      *dy = s + a * x * s * (1.0 - s);
+      break;
+    }
+    case CHI_ACT_GELU_ERF: {
+      double c = 0.5 * (1.0 + erf(x * 0.70710678118654752));
+      *y = x * c;
+      *dy = c + x * 0.39894228040143268 * exp(-0.5 * x * x);
+      break;
+    }
+    case CHI_ACT_GELU_TANH: {
+      double u = 0.79788456080286536 * (x + 0.044715 * x * x * x), t = tanh(u);
+      *y = 0.5 * x * (1.0 + t);
+      *dy = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * 0.79788456080286536 * (1.0 + 3 * 0.044715 * x * x);
+      break;
+    }
+    case CHI_ACT_RELU:
+      *y = x > 0 ? x : 0;
+      *dy = x > 0;
+      break;
+  }
+}
+
+typedef struct act_job {
+  chi_act act;
+  const float *g, *u, *dy;
+  float *dg, *du;
+  int64_t d;
+} act_job;
+
+static void act_row(void *ud, int64_t i) {
+  const act_job *j = ud;
+  for (int64_t k = i * j->d; k < (i + 1) * j->d; k++) {
+    double y = 0, dy = 0, d = (double)j->dy[k];
+    act_pair(j->act, (double)j->g[k], &y, &dy);
+    j->dg[k] = (float)(d * dy * (j->u ? (double)j->u[k] : 1.0));
+    if (j->u) j->du[k] = (float)(d * y);
+  }
+}
+
+void chi_act_back(chi_act act, const float *g, const float *u, const float *dy, float *dg, float *du, int64_t m,
+                  int64_t d) {
+  chi_parallel_for(m, act_row, &(act_job){act, g, u, dy, dg, du, d});
+}
+
+void chi_rope_back(float *dx, int64_t m, int heads, int hd, int half, const int32_t *pos, const float *cos_t,
+                   const float *sin_t) {
+  for (int64_t i = 0; i < m; i++) {
+    const float *c = cos_t + (int64_t)pos[i] * half, *s = sin_t + (int64_t)pos[i] * half;
+    for (int h = 0; h < heads; h++) {
+      float *x = dx + (i * heads + h) * hd;
+      for (int k = 0; k < half; k++) {
+        float a = x[k], b = x[k + half];
+        x[k] = a * c[k] + b * s[k];
+        x[k + half] = b * c[k] - a * s[k];
+      }
+    }
+  }
+}
+
+typedef struct weight_job {
+  float *dw;
+  const float *x, *dy;
+  int64_t m, n, k;
+} weight_job;
+
+static void weight_row(void *ud, int64_t i) {
+  const weight_job *j = ud;
+  float *dw = j->dw + i * j->k;
+  for (int64_t r = 0; r < j->m; r++) {
+    float g = j->dy[r * j->n + i];
+    const float *x = j->x + r * j->k;
+    if (g == 0.0f) continue;
+    for (int64_t k = 0; k < j->k; k++) dw[k] = fmaf(g, x[k], dw[k]);
+  }
+}
+
+void chi_weight_back(float *dw, const float *x, const float *dy, int64_t m, int64_t n, int64_t k) {
+  chi_parallel_for(n, weight_row, &(weight_job){dw, x, dy, m, n, k});
+}
+
+typedef struct attn_job {
+  const float *q, *k, *v, *p, *dout;
+  float *dq, *dk, *dv;
+  int64_t m, T;
+  int heads, kv_heads, hd;
+  float scale;
+} attn_job;
+
+/* One key/value head and the query heads that read it: nobody else writes its slices of dk and dv. */
+static void attn_head(void *ud, int64_t g) {
+  const attn_job *j = ud;
+  int group = j->heads / j->kv_heads, hd = j->hd;
+  int64_t nq = (int64_t)j->heads * hd, nkv = (int64_t)j->kv_heads * hd;
+  for (int h = (int)g * group; h < ((int)g + 1) * group; h++) {
+    for (int64_t i = 0; i < j->m; i++) {
+      const float *p = j->p + (h * j->m + i) * j->T, *o = j->dout + i * nq + h * hd, *q = j->q + i * nq + h * hd;
+      float *dq = j->dq + i * nq + h * hd;
+      double dot = 0; /* sum_t p_t dp_t */
+      for (int64_t t = 0; t < j->T; t++) {
+        if (p[t] == 0.0f) continue;
+        const float *v = j->v + t * nkv + g * hd;
+        float dp = 0;
+        for (int c = 0; c < hd; c++) dp += o[c] * v[c];
+        dot += (double)p[t] * (double)dp;
+      }
+      memset(dq, 0, (size_t)hd * sizeof *dq);
+      for (int64_t t = 0; t < j->T; t++) {
+        if (p[t] == 0.0f) continue;
+        const float *v = j->v + t * nkv + g * hd, *k = j->k + t * nkv + g * hd;
+        float *dv = j->dv + t * nkv + g * hd, *dk = j->dk + t * nkv + g * hd, dp = 0;
+        for (int c = 0; c < hd; c++) dp += o[c] * v[c];
+        float ds = j->scale * p[t] * (dp - (float)dot);
+        for (int c = 0; c < hd; c++) {
+          dq[c] += ds * k[c];
+          dk[c] += ds * q[c];
+          dv[c] += p[t] * o[c];
+        }
+      }
+    }
+  }
+}
+
+void chi_attention_back(const float *q, const float *k, const float *v, const float *p, const float *dout, float *dq,
+                        float *dk, float *dv, int64_t m, int64_t T, int heads, int kv_heads, int hd, float scale) {
+  chi_parallel_for(kv_heads, attn_head, &(attn_job){q, k, v, p, dout, dq, dk, dv, m, T, heads, kv_heads, hd, scale});
+}

@@ -1,0 +1,23 @@
+/* back: gradients of the block and the small layers, row set by row set. Each *_back takes the gradient of a scalar loss
+ * with respect to a layer's output and adds to (or sets, where it says so) the gradient with respect to its inputs. f32;
+ * for bf16 compute the rounding of operands is passed through. Gradients are the same for any number of threads. */
+#ifndef CHI_BACK_H
+#define CHI_BACK_H
+
+#include "nn/nn.h"
+
+/* dx += norm'(x)^T dy, rows of d. dw, db ([d] or NULL) += gradients of the norm's own weights. */
+void chi_norm_back(const chi_block_spec *s, const chi_norm *n, const float *x, const float *dy, float *dx, int64_t m, int64_t d, float *dw, float *db);
+/* y = act(g) * u (u NULL: act(g)): dg, du set. */
+void chi_act_back(chi_act act, const float *g, const float *u, const float *dy, float *dg, float *du, int64_t m, int64_t d);
+/* Undo the rotation of gradients: x rows as in chi_rope_rows. */
+void chi_rope_back(float *dx, int64_t m, int heads, int hd, int half, const int32_t *pos, const float *cos_t, const float *sin_t);
+/* dW[n][k] += dy^T x. */
+void chi_weight_back(float *dw, const float *x, const float *dy, int64_t m, int64_t n, int64_t k);
+
+/* Attention of m query rows over T keys. p [heads][m][T]: weights (0 where a row does not attend). q, k, v, dout as in the
+ * forward pass (k, v: all T rows). Sets dq [m][heads*hd]; adds to dk, dv [T][kv_heads*hd]. */
+void chi_attention_back(const float *q, const float *k, const float *v, const float *p, const float *dout, float *dq, float *dk, float *dv, int64_t m,
+                        int64_t T, int heads, int kv_heads, int hd, float scale);
+
+#endif
