@@ -49,7 +49,7 @@ typedef struct cli_opt {
 typedef struct cli_common {
   int dtype; /* chi_dtype_choice */
   int64_t threads;
-  const char *isa, *tmpl;
+  const char *isa, *tmpl, *mmproj;
   bool raw, json, quiet;
   size_t mem;
 } cli_common;

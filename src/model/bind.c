@@ -47,8 +47,8 @@ const chi_tensor *chi_bind_tensor(chi_binder *b, const char *name, int ndim, con
     return NULL;
   }
   if (!chi_dtype_is_weight(t->dtype)) {
-    chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: tensor '%s' is %s; weights are F32, F16, BF16 or quantised", b->m->path, name,
-             chi_dtype_name(t->dtype));
+    chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: tensor '%s' is %s; weights are F32, F16, BF16 or quantised", b->m->path,
+             name, chi_dtype_name(t->dtype));
     return NULL;
   }
   mark_used(b, t);

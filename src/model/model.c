@@ -178,8 +178,8 @@ int chi_model_open_with(chi_model **out, const char *path, const char *mmproj, c
   int64_t params = decoder_params(config);
   bool big = params >= 1000000000;
   m->net.compute = dtype == CHI_DTYPE_BF16 || (dtype == CHI_DTYPE_AUTO && big) ? CHI_COMPUTE_BF16 : CHI_COMPUTE_F32;
-  CHI_TRY(chi_check_pickle(path, err));
-  CHI_TRY(chi_st_open(&m->st, path, err));
+  if (!gguf) CHI_TRY(chi_check_pickle(path, err));
+  if (!gguf) CHI_TRY(chi_st_open(&m->st, path, err));
   b = (chi_binder){.m = m, .st = m->st, .rows_first = gguf, .used = chi_calloc(chi_st_count(m->st) + 1, 1, err)};
   CHI_TRY(b.used ? 0 : CHI_ERR_MEMORY);
   rc = open(m, config, &b, err);

@@ -132,7 +132,7 @@ void chi_net_embed_token(const chi_net *net, int32_t id, float *row) {
     memset(row, 0, n * sizeof *row);
     return;
   }
-  const uint8_t *src = (const uint8_t *)d->embed + (size_t)id * n * chi_dtype_size(d->embed_dtype);
+  const uint8_t *src = (const uint8_t *)d->embed + chi_dtype_bytes(d->embed_dtype, (size_t)id * n);
   chi_to_f32(row, src, d->embed_dtype, n, NULL); /* cannot fail: the dtype was checked when the model was bound */
 }
 
