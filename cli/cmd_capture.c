@@ -16,13 +16,13 @@ static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .layers = "all", .token
 /* clang-format off */
 static const cli_opt kOpts[] = {
     {.name = "--site", .letter = 's', .arg = "LIST", .kind = CLI_STR, CLI_AT(args, sites),
-     .doc = "sites, as `chiasm info MODEL` lists them: resid_post,attn_out; or with their stack: vision.resid_post; required"},
+     .doc = "sites of `chiasm info MODEL`: resid_post,attn_out; or with their stack: vision.resid_post; required"},
     {.name = "--stack", .arg = "vision|qformer|projector|decoder", .kind = CLI_CHOICE, CLI_AT(args, stack),
      .doc = "stack of the sites that do not say one"},
     {.name = "--layers", .arg = "LIST", .kind = CLI_STR, CLI_AT(args, layers),
      .doc = "layers, counted from 0: 0-3,7"},
     {.name = "--tokens", .arg = "WHICH", .kind = CLI_STR, CLI_AT(args, tokens),
-     .doc = "rows of the decoder: last, constraint, image, text, all, or numbers as 0-3,7; other stacks give every row"},
+     .doc = "decoder rows: last, constraint, image, text, all, or numbers as 0-3,7; other stacks give every row"},
     {.name = "--output", .letter = 'o', .arg = "FILE", .kind = CLI_STR, CLI_AT(args, out),
      .doc = "the safetensors file to write; required"},
     {0}};

@@ -1,4 +1,5 @@
-/* The public API: its header's example is examples/hello.c, calls give the bits of the internal ones, misuse gives one line. */
+/* The public API: its header's example is examples/hello.c, a callback gives the bits of the same intervention, misuse
+ * gives one line. */
 #include <chiasm.h>
 #include <stdio.h>
 #include <string.h>

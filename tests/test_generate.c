@@ -1,5 +1,5 @@
-/* Greedy decoding: the ids and the text of transformers' generate() on every tests/fixtures/tiny-* checkpoint, and the bits of
- * one long prefill, with and without interventions, f32 and bf16. Regenerate: python tools/ref/make_all.py */
+/* Greedy decoding: the ids and the text of transformers' generate() on every tests/fixtures/tiny-* checkpoint, and the
+ * bits of one long prefill, with and without interventions, f32 and bf16. Regenerate: python tools/ref/make_all.py */
 #include <dirent.h>
 #include <stdio.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* Plan files: random plans written and read back give the same bits; words select the rows that they name; everything that is
- * wrong in a file is refused in one line that says where. */
+/* Plan files: random plans written and read back give the same bits; words select the rows that they name; everything
+ * that is wrong in a file is refused in one line that says where. */
 #include <stdio.h>
 #include <string.h>
 
@@ -62,7 +62,7 @@ static void test_round_trip(void **state) {
   chi_model_free(m);
 }
 
-/* ---- what words mean --------------------------------------------------------------------------------------------- */
+/* ---- what words mean ------------------------------------------------------------------------------------------- */
 static chi_prompt *make_prompt(const chi_model *m) {
   chi_prompt *p = NULL;
   chi_prompt_opts o = {.image = "tests/fixtures/tiny-gqa/picture.png",
@@ -158,7 +158,7 @@ static void test_pictures(void **state) {
   chi_model_free(m);
 }
 
-/* ---- what is wrong ------------------------------------------------------------------------------------------------- */
+/* ---- what is wrong --------------------------------------------------------------------------------------------- */
 #define IV(x) HEAD "{\"name\": \"b\", \"parent\": \"a\", \"interventions\": [" x "]}]}"
 static const struct {
   const char *text, *words;

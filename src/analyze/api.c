@@ -1,5 +1,5 @@
-/* The public C API (include/chiasm.h): thin functions over the folders above. Public names begin with chiasm_, so that both
- * headers can be read here. */
+/* The public C API (include/chiasm.h): thin functions over the folders above. Public names begin with chiasm_, so that
+ * both kinds of header can be read here. */
 #include "chiasm.h"
 
 #include <stdio.h>

@@ -310,7 +310,7 @@ static int get_value(chi_loader *l, const json_t *v, chi_intervention *iv, int64
   return 0;
 }
 
-/* ---- interventions ----------------------------------------------------------------------------------------------- */
+/* ---- interventions --------------------------------------------------------------------------------------------- */
 /* Columns that the intervention's part has in one row. */
 static int get_part(chi_loader *l, const json_t *o, chi_intervention *iv, int branch, int64_t *width) {
   bool head_site = chi_site_get(iv->site)->unit == CHI_UNIT_HEAD, there, other;

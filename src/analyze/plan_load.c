@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-/* ---- roots ------------------------------------------------------------------------------------------------------- */
+/* ---- roots ----------------------------------------------------------------------------------------------------- */
 static int add_picture(chi_plan_file *f, const float *pixels, const char *file, chi_err *err) {
   void *list = f->picture;
   int rc = chi_grow(&list, &f->cap_pictures, f->n_pictures + 1, sizeof *f->picture, err);
@@ -69,7 +69,7 @@ out:
   return rc;
 }
 
-/* The command's words about another picture: the filled template goes in as it is, its rows have the roles that they had. */
+/* The command's words about another picture: the filled template goes in as it is, its rows keep their roles. */
 static int root_of_picture(chi_loader *l, const char *image, const chi_prompt **out) {
   chi_prompt *p = NULL;
   chi_err why = {0};
@@ -131,7 +131,7 @@ out:
   return rc;
 }
 
-/* ---- branches ---------------------------------------------------------------------------------------------------- */
+/* ---- branches -------------------------------------------------------------------------------------------------- */
 static int load_names(chi_loader *l, const json_t *list) {
   size_t n = json_array_size(list);
   int other;
@@ -238,7 +238,7 @@ static int check_generated(chi_loader *l) {
   return 0;
 }
 
-/* ---- captures and report ----------------------------------------------------------------------------------------- */
+/* ---- captures and report --------------------------------------------------------------------------------------- */
 /* "all", a name or a list of names -> marks. */
 static int mark_branches(chi_loader *l, const json_t *v, uint8_t *mark) {
   size_t n = l->f->plan->n_branches, count = json_is_array(v) ? json_array_size(v) : 1;
@@ -324,7 +324,7 @@ out:
   return rc;
 }
 
-/* ---- the file ---------------------------------------------------------------------------------------------------- */
+/* ---- the file -------------------------------------------------------------------------------------------------- */
 static int load_all(chi_loader *l, const json_t *root) {
   int rc = 0;
   const char *format = NULL;

@@ -70,7 +70,7 @@ static int value_json(saver *s, const chi_intervention *iv, int64_t width, json_
   return 0;
 }
 
-/* ---- interventions ----------------------------------------------------------------------------------------------- */
+/* ---- interventions --------------------------------------------------------------------------------------------- */
 static void put_place(saver *s, json_t *j, chi_stack stack, chi_site site, int lo, int hi) {
   put(s, j, "stack", json_string(chi_stack_name(stack)));
   put(s, j, "site", json_string(chi_site_get(site)->name));
@@ -129,7 +129,7 @@ out:
   return rc;
 }
 
-/* ---- branches ------------------------------------------------------------------------------------------------------ */
+/* ---- branches -------------------------------------------------------------------------------------------------- */
 static int root_json(saver *s, int b, json_t *j) {
   const chi_input *in = &s->p->branch[b].input;
   char full[4096];

@@ -33,7 +33,7 @@ static int check_edits(const chi_gen_opts *o, chi_err *err) {
   return 0;
 }
 
-/* Edits that can act when the text has n rows. Rows that the cache holds are listed too: the place in the list counts. */
+/* Edits that can act when the text has n rows. Rows that the cache holds are listed too: their place counts. */
 static int add_edits(gen *g, chi_plan *plan, int root, int32_t n, chi_err *err) {
   for (size_t i = 0; i < g->o->n_edits; i++) {
     const chi_gen_edit *e = &g->o->edits[i];
