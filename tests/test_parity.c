@@ -39,12 +39,12 @@ static bool parse_name(const char *name, chi_stack *stack, chi_site *site, int *
 
 static int receive(void *ud, int capture, int32_t i, const float *v, int64_t width) {
   want *w = &((states *)ud)->w[capture];
-  if (w->site != CHI_SITE_PATTERN) {
+  if (!chi_site_is_pattern(w->site)) {
     memcpy(w->got + i * w->width, v, (size_t)w->width * sizeof *v);
     return 0;
   }
-  int64_t heads = w->t->dim[0], rows = w->t->dim[1], keys = width / heads;
-  for (int64_t h = 0; h < heads; h++) memcpy(w->got + (h * rows + i) * rows, v + h * keys, (size_t)keys * sizeof *v);
+  int64_t heads = w->t->dim[0], rows = w->t->dim[1], all = w->t->dim[2], keys = width / heads;
+  for (int64_t h = 0; h < heads; h++) memcpy(w->got + (h * rows + i) * all, v + h * keys, (size_t)keys * sizeof *v);
   return 0;
 }
 
@@ -85,8 +85,8 @@ static void run_states(const chi_model *m, const chi_st *st, states *s, chi_exec
     *w = (want){.t = t};
     if (t->ndim < 2 || chi_streq(t->name, "pixel_values") || strncmp(t->name, "q1.", 3) == 0) continue;
     if (!parse_name(t->name, &w->stack, &w->site, &w->layer)) continue;
-    int32_t rows = (int32_t)(w->site == CHI_SITE_PATTERN ? t->dim[1] : t->dim[0]);
-    w->width = w->site == CHI_SITE_PATTERN ? t->dim[0] * t->dim[1] : t->dim[1];
+    int32_t rows = (int32_t)(chi_site_is_pattern(w->site) ? t->dim[1] : t->dim[0]);
+    w->width = chi_site_is_pattern(w->site) ? t->dim[0] * t->dim[2] : t->dim[1];
     w->got = calloc((size_t)(w->width * rows), sizeof *w->got);
     chi_capture c = {.stack = w->stack, .site = w->site, .layer = w->layer, .rows = s->rows, .n_rows = rows};
     assert_works(chi_plan_capture(plan, &c, NULL, err));

@@ -138,6 +138,7 @@ static void all_maps(const char *model, const char *maps, int expect) {
 static void test_fixture_maps(void **state) {
   (void)state;
   all_maps("tests/fixtures/tiny-gqa", "tests/fixtures/tiny-gqa/maps.safetensors", 20);
+  all_maps("tests/fixtures/tiny-blip2", "tests/fixtures/tiny-blip2/maps.safetensors", 20);
 }
 
 static void test_planted_maps(void **state) {

@@ -97,6 +97,10 @@ int chi_opt_weights(chi_model *m, chi_binder *b, const char *base, const char *h
 int chi_phi_config(chi_model *m, const json_t *text, const char *where, chi_err *err);
 int chi_phi_weights(chi_model *m, chi_binder *b, const char *base, const char *head, bool tied, chi_err *err);
 
+/* Tower, Q-Former and projection of BLIP-2 and MiniGPT-4, after the decoder's config; projection: the layer's name. */
+int chi_blip2_config(chi_model *m, const json_t *config, chi_err *err);
+int chi_blip2_weights(chi_model *m, chi_binder *b, const char *projection, chi_err *err);
+
 /* Towers: CLIP ("clip_vision_model") and SigLIP ("siglip_vision_model") by vision_config's model_type. Feature layers are
  * set apart (chi_vit_features): only the layers that they need are run. */
 int chi_vit_config(chi_model *m, const json_t *vision, const char *where, chi_err *err);

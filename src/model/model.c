@@ -64,6 +64,7 @@ static int read_eos(chi_model *m, const char *dir, const json_t *config, chi_err
   if (chi_file_exists(path) && (rc = chi_json_load(&gen, path, 1 << 20, err)) != 0) return rc;
   const json_t *e = json_object_get(gen, "eos_token_id");
   if (!e) e = json_object_get(config, "eos_token_id");
+  if (!e) e = json_object_get(json_object_get(config, "text_config"), "eos_token_id");
   size_t n = json_is_array(e) ? json_array_size(e) : json_is_integer(e) ? 1 : 0;
   for (size_t i = 0; i < n && m->n_eos < (int32_t)(sizeof m->eos / sizeof *m->eos); i++) {
     const json_t *k = json_is_array(e) ? json_array_get(e, i) : e;
@@ -87,9 +88,14 @@ static int open_text_and_image(chi_model *m, const char *dir, const json_t *conf
   }
   int w = m->pre.do_center_crop ? m->pre.crop_w : m->pre.resize_w,
       h = m->pre.do_center_crop ? m->pre.crop_h : m->pre.resize_h;
-  if (w != m->net.vision.image_w || h != m->net.vision.image_h)
+  if (w == m->net.vision.image_w && h == m->net.vision.image_h) return 0;
+  if (!m->any_size)
     return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s: preprocessing gives %dx%d pictures; the vision tower reads %dx%d",
                     dir, w, h, m->net.vision.image_w, m->net.vision.image_h);
+  chi_log(CHI_LOG_INFO, "pictures of %dx%d: position embeddings are interpolated from %dx%d", w, h,
+          m->net.vision.image_w, m->net.vision.image_h);
+  CHI_TRY(chi_net_vision_resize(&m->net, h, w, err));
+  chi_net_shape(&m->net);
 out:
   return rc;
 }

@@ -14,10 +14,14 @@ typedef struct chi_model {
   chi_st *tower; /* the vision tower's own files, or NULL */
   chi_tokenizer *tok;
   chi_preproc pre;          /* with a vision tower */
+  bool any_size;            /* positions are interpolated where pictures are not of the tower's own size */
   bool pre_set;             /* the family filled pre; else it is read from the folder */
   const chi_template *tmpl; /* default template */
   int32_t image_token;      /* id, -1 without pictures; CHI_PICTURE_ID where the tokenizer has none */
   const char *image_text;   /* its text in a prompt, "<image>" */
+  bool picture_first;     /* its rows come before everything, the BOS too: image_text may stand at the start only */
+  const char *image_tail; /* text that, right after the picture, is encoded apart from what follows; NULL = none */
+  bool plain_ids;         /* prompts are encoded without the tokenizer's special tokens */
   int32_t eos[8], n_eos;
   chi_dtype stored; /* element type of the checkpoint's decoder weights */
   int64_t params;

@@ -32,45 +32,69 @@ static size_t question_at(const char *pattern, const char *image_text) {
   return at;
 }
 
-/* One token that the tokenizer did not make. */
-static int put_token(chi_tokens *t, int32_t id, int32_t begin, int32_t end, chi_err *err) {
-  int32_t **list[] = {&t->id, &t->begin, &t->end}, value[] = {id, begin, end};
-  size_t cap = t->cap;
-  for (int k = 0; k < 3; k++) {
-    void *p = *list[k];
-    cap = t->cap;
-    int rc = chi_grow(&p, &cap, t->n + 1, sizeof **list[k], err);
-    *list[k] = p;
-    if (rc) return rc;
-    (*list[k])[t->n] = value[k];
+/* Encodes text[from, to) and appends; offsets stay those of the whole text. */
+static int encode_part(chi_tokens *t, const chi_model *m, const char *text, size_t from, size_t to, bool special,
+                       chi_err *err) {
+  size_t n = t->n;
+  int rc = chi_encode(m->tok, text + from, to - from, special && !m->plain_ids, t, err);
+  for (; rc == 0 && n < t->n; n++) {
+    t->begin[n] += (int32_t)from;
+    t->end[n] += (int32_t)from;
   }
-  t->cap = cap;
-  t->n++;
-  return 0;
+  return rc;
 }
 
-/* Text -> tokens. Where the tokenizer has no picture token, the text on both sides of it is encoded apart (a second BOS is
- * dropped) and CHI_PICTURE_ID stands between, as the repositories of such models do. */
-static int encode(chi_tokens *t, const chi_model *m, const char *text, chi_err *err) {
+/* A token that stands for the picture. */
+static int push_picture(chi_tokens *t, int32_t id, size_t begin, size_t end, chi_err *err) {
   int rc = 0;
-  const char *at = m->image_token == CHI_PICTURE_ID ? strstr(text, m->image_text) : NULL;
-  size_t word = strlen(m->image_text);
-  CHI_TRY(chi_encode(m->tok, text, at ? (size_t)(at - text) : strlen(text), true, t, err));
-  while (at) {
-    const char *rest = at + word, *next = strstr(rest, m->image_text);
-    int32_t start = (int32_t)(at - text), end = start + (int32_t)word;
-    CHI_TRY(put_token(t, CHI_PICTURE_ID, start, end, err));
-    size_t first = t->n, kept = t->n;
-    CHI_TRY(chi_encode(m->tok, rest, next ? (size_t)(next - rest) : strlen(rest), true, t, err));
-    for (size_t i = first; i < t->n; i++) {
-      if (i == first && t->id[i] == chi_token_bos(m->tok) && t->begin[i] == t->end[i]) continue;
-      t->id[kept] = t->id[i];
-      t->begin[kept] = t->begin[i] + end;
-      t->end[kept++] = t->end[i] + end;
-    }
-    t->n = kept;
-    at = next;
+  size_t a = t->cap, b = t->cap, c = t->cap;
+  CHI_TRY(chi_grow((void **)&t->id, &a, t->n + 1, sizeof *t->id, err));
+  CHI_TRY(chi_grow((void **)&t->begin, &b, t->n + 1, sizeof *t->begin, err));
+  CHI_TRY(chi_grow((void **)&t->end, &c, t->n + 1, sizeof *t->end, err));
+  t->cap = a;
+  t->id[t->n] = id;
+  t->begin[t->n] = (int32_t)begin;
+  t->end[t->n++] = (int32_t)end;
+out:
+  return rc;
+}
+
+static int count_error(const chi_model *m, size_t n, bool picture, chi_err *err) {
+  if (picture)
+    return chi_fail(err, CHI_ERR_ARG, "the prompt holds %zu '%s'; one picture needs exactly one", n, m->image_text);
+  return chi_fail(err, CHI_ERR_ARG, "the prompt holds '%s' but no picture was given", m->image_text);
+}
+
+/* Encodes the prompt; *image_at = index of the token that stands for the picture (with one). Where the tokenizer has no
+ * picture token, the text on both sides of it is encoded apart (special tokens with the first part only), as the
+ * repositories of such models do. */
+static int encode_prompt(chi_tokens *t, size_t *image_at, const chi_model *m, const char *text, bool picture,
+                         chi_err *err) {
+  int rc = 0;
+  size_t len = strlen(text), mark = strlen(m->image_text), n_images = 0, tail;
+  if (len > INT32_MAX / 2) return chi_fail(err, CHI_ERR_ARG, "the prompt is too long");
+  if (!m->picture_first && m->image_token != CHI_PICTURE_ID) {
+    CHI_TRY(encode_part(t, m, text, 0, len, true, err));
+    for (size_t i = 0; i < t->n; i++)
+      if (t->id[i] == m->image_token) n_images++, *image_at = i;
+    return n_images == picture ? 0 : count_error(m, n_images, picture, err);
   }
+  const char *im = strstr(text, m->image_text);
+  for (const char *p = im; p; p = strstr(p + mark, m->image_text)) n_images++;
+  if (n_images != picture) return count_error(m, n_images, picture, err);
+  if (!picture) return encode_part(t, m, text, 0, len, true, err);
+  size_t at = (size_t)(im - text);
+  if (m->picture_first && at != 0)
+    return chi_fail(err, CHI_ERR_ARG, "'%s' stands at byte %zu of the prompt; this model takes the picture first",
+                    m->image_text, at);
+  if (!m->picture_first) CHI_TRY(encode_part(t, m, text, 0, at, true, err));
+  *image_at = t->n;
+  CHI_TRY(push_picture(t, m->image_token, at, at + mark, err));
+  at += mark;
+  if (m->picture_first) return encode_part(t, m, text, at, len, true, err);
+  tail = m->image_tail && strncmp(text + at, m->image_tail, strlen(m->image_tail)) == 0 ? strlen(m->image_tail) : 0;
+  if (tail) CHI_TRY(encode_part(t, m, text, at, at + tail, false, err));
+  CHI_TRY(encode_part(t, m, text, at + tail, len, false, err));
 out:
   return rc;
 }
@@ -79,24 +103,12 @@ out:
 static int make_rows(chi_prompt *p, const chi_model *m, size_t q0, size_t q1, bool picture, chi_err *err) {
   int rc = 0;
   chi_tokens t = {0};
-  size_t first = 0, last = 0, n_images = 0, image_at = 0;
-  CHI_TRY(encode(&t, m, p->text, err));
-  for (size_t i = 0; i < t.n; i++)
-    if (t.id[i] == m->image_token) n_images++, image_at = i;
-  if (picture && n_images != 1) {
-    rc =
-        chi_fail(err, CHI_ERR_ARG, "the prompt holds %zu '%s'; one picture needs exactly one", n_images, m->image_text);
-    goto out;
-  }
-  if (!picture && n_images) {
-    rc = chi_fail(err, CHI_ERR_ARG, "the prompt holds '%s' but no picture was given", m->image_text);
-    goto out;
-  }
+  size_t first = 0, last = 0, image_at = 0;
+  CHI_TRY(encode_prompt(&t, &image_at, m, p->text, picture, err));
   if (p->words_len)
     CHI_TRY(chi_span_tokens(&first, &last, &p->span_grown, &t, p->text,
                             (chi_span){p->words_at, p->words_at + p->words_len}, err));
   int32_t patch_rows = picture ? m->net.shape.n_image_rows : 0, extra = picture ? patch_rows - 1 : 0;
-  if (t.n > (size_t)INT32_MAX / 2) return chi_fail(err, CHI_ERR_ARG, "the prompt is too long");
   p->n_rows = (int32_t)t.n + extra;
   p->image_row = picture ? (int32_t)image_at : -1;
   p->n_image = patch_rows;
@@ -115,6 +127,7 @@ static int make_rows(chi_prompt *p, const chi_model *m, size_t q0, size_t q1, bo
     rc = CHI_ERR_MEMORY;
     goto out;
   }
+  size_t bos = picture && m->picture_first ? 1 : 0;
   for (size_t i = 0, r = 0; i < t.n; i++) {
     bool img = picture && i == image_at,
          in_q = t.end[i] > (int32_t)q0 && t.begin[i] < (int32_t)q1 && t.end[i] > t.begin[i];
@@ -122,11 +135,11 @@ static int make_rows(chi_prompt *p, const chi_model *m, size_t q0, size_t q1, bo
     if (p->words_len && i == first) p->span_lo = (int32_t)r;
     for (int32_t k = 0; k < (img ? patch_rows : 1); k++, r++) {
       p->tokens[r] = t.id[i];
-      p->role[r] = img                                          ? CHI_ROLE_IMAGE
-                   : i == 0 && t.id[i] == chi_token_bos(m->tok) ? CHI_ROLE_BOS
-                   : in_c                                       ? CHI_ROLE_CONSTRAINT
-                   : in_q                                       ? CHI_ROLE_TEXT
-                                                                : CHI_ROLE_TEMPLATE;
+      p->role[r] = img                                            ? CHI_ROLE_IMAGE
+                   : i == bos && t.id[i] == chi_token_bos(m->tok) ? CHI_ROLE_BOS
+                   : in_c                                         ? CHI_ROLE_CONSTRAINT
+                   : in_q                                         ? CHI_ROLE_TEXT
+                                                                  : CHI_ROLE_TEMPLATE;
     }
     if (p->words_len && i + 1 == last) p->span_hi = (int32_t)r;
   }

@@ -91,19 +91,40 @@ out:
   return rc;
 }
 
-static void norm_or_copy(const chi_vision *v, const chi_norm *n, const float *x, float *y, int64_t m) {
+int chi_net_vision_resize(chi_net *net, int32_t h, int32_t w, chi_err *err) {
+  chi_vision *v = &net->vision;
+  int32_t gh = h / v->patch, gw = w / v->patch, rows = gh * gw + v->has_cls;
+  int64_t d = v->spec.d, skip = v->has_cls ? d : 0;
+  if (gh < 1 || gw < 1)
+    return chi_fail(err, CHI_ERR_UNSUPPORTED, "a picture of %dx%d holds no patch of %d", w, h, v->patch);
+  if (v->pos) { /* NULL in a model that was only looked at */
+    float *pos = chi_calloc((size_t)rows * (size_t)d, sizeof *pos, err);
+    if (!pos) return CHI_ERR_MEMORY;
+    memcpy(pos, v->pos, (size_t)skip * sizeof *pos);
+    chi_positions_resize(v->pos + skip, v->grid_h, v->grid_w, pos + skip, gh, gw, d);
+    chi_free(v->pos);
+    v->pos = pos;
+  }
+  v->image_h = h, v->image_w = w;
+  v->grid_h = gh, v->grid_w = gw, v->rows = rows;
+  return 0;
+}
+
+static void norm_or_copy(const chi_vision *v, const chi_norm *n, float eps, const float *x, float *y, int64_t m) {
+  chi_block_spec s = v->spec;
+  s.eps = eps;
   if (n->w)
-    chi_norm_rows(&v->spec, n, x, y, m, v->spec.d);
+    chi_norm_rows(&s, n, x, y, m, s.d);
   else if (x != y)
     memcpy(y, x, (size_t)m * (size_t)v->spec.d * sizeof *y);
 }
 
 void chi_net_vision_pre(const chi_net *net, const float *x, float *y, int64_t m) {
-  norm_or_copy(&net->vision, &net->vision.pre, x, y, m);
+  norm_or_copy(&net->vision, &net->vision.pre, net->vision.spec.eps, x, y, m);
 }
 
 void chi_net_vision_post(const chi_net *net, const float *x, float *y, int64_t m) {
-  norm_or_copy(&net->vision, &net->vision.post, x, y, m);
+  norm_or_copy(&net->vision, &net->vision.post, net->vision.post_eps, x, y, m);
 }
 
 int64_t chi_net_project_width(const chi_net *net) {

@@ -18,6 +18,7 @@ typedef struct chi_vision {
   float *cls;                        /* [d] or NULL */
   float *pos;                        /* [rows][d] */
   chi_norm pre, post;                /* before layer 0 and of the rows that a Q-Former reads; w NULL = none */
+  float post_eps;                    /* of post */
   chi_block *block;                  /* [spec.layers] */
   int32_t n_features;                /* >= 1: states that are concatenated for the projector */
   int32_t feature[CHI_MAX_FEATURES]; /* state after this many layers: 0 = pre-norm's output */
@@ -60,6 +61,8 @@ const chi_block *chi_net_block(const chi_net *net, chi_stack stack, int layer);
 
 /* pixels [3][h][w] -> rows [vision.rows][d]: patch + class + position embeddings, before the pre-norm. */
 int chi_net_vision_embed(const chi_net *net, const float *pixels, float *rows, chi_err *err);
+/* Pictures of another size: the learned positions are interpolated (chi_positions_resize). chi_net_shape comes after. */
+int chi_net_vision_resize(chi_net *net, int32_t h, int32_t w, chi_err *err);
 /* Pre-norm of m rows (copy where the tower has none). */
 void chi_net_vision_pre(const chi_net *net, const float *x, float *y, int64_t m);
 /* Norm of m rows that leave the tower (copy where there is none). In place allowed. */

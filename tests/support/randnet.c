@@ -169,6 +169,7 @@ static void make_qformer(rnd *r, randnet *n) {
   v->n_features = 1;
   v->feature[0] = v->spec.layers;
   if (rnd_chance(r, 0.8)) norm(r, &v->post, &v->spec);
+  v->post_eps = 1e-3f;
   q->spec = block_spec(r, true);
   q->spec.post_norm = rnd_chance(r, 0.9);
   q->spec.parallel = false;
