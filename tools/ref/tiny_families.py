@@ -24,7 +24,7 @@ from common import (BOS, CLIP_MEAN, CLIP_STD, CORPUS, EOS, FIXTURES, IMAGE, PAD,
 from tiny_models import Unlucky
 
 VOCAB = 320
-NEW_TOKENS = 16
+NEW_TOKENS = 32
 IDS = dict(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
 COMMON = dict(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=96, **IDS)
 GATED = dict(intermediate_size=48, rms_norm_eps=1e-5, **COMMON)
@@ -38,7 +38,7 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq
           "original_max_position_embeddings": 24}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 24}
 LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.15, 1.7], "long_factor": [2.0, 3.0, 5.0],
-        "original_max_position_embeddings": 48}
+        "original_max_position_embeddings": 60}
 
 
 def clip(**k):
