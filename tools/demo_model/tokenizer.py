@@ -12,7 +12,8 @@ import pathlib
 import re
 import sys
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors,
+                        trainers)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "world"))
 import questions as q  # noqa: E402
@@ -89,6 +90,8 @@ def main():
               "clean_up_tokenization_spaces": False, "padding_side": "left",
               "chat_template": TEMPLATE}
     (args.out / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    # Processors look for the template in a file of its own, tokenizers in either.
+    (args.out / "chat_template.jinja").write_text(TEMPLATE)
     length = lambda s: len(tok.encode(s, add_special_tokens=False).ids)
     counts = {}
     for c in world.countries:
