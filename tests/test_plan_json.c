@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "analyze/plan_json.h"
+#include "analyze/trace.h"
 #include "support/randplan.h"
 #include "support/support.h"
 
@@ -13,6 +14,15 @@ static chi_model *open_model(const char *name) {
   snprintf(path, sizeof path, "tests/fixtures/%s", name);
   assert_works(chi_model_open(&m, path, CHI_DTYPE_F32, err));
   return m;
+}
+
+static const char kPicture[] = "tests/fixtures/tiny-gqa/picture.png", kDonor[] = "tests/fixtures/tiny-gqa/donor.png";
+
+static chi_prompt *make_prompt(const chi_model *m) {
+  chi_prompt *p = NULL;
+  chi_prompt_opts o = {.image = kPicture, .question = "What is the capital of [this country]?"};
+  assert_works(chi_prompt_make(&p, m, &o, err));
+  return p;
 }
 
 /* ---- there and back -------------------------------------------------------------------------------------------- */
@@ -62,19 +72,48 @@ static void test_round_trip(void **state) {
   chi_model_free(m);
 }
 
-/* ---- what words mean ------------------------------------------------------------------------------------------- */
-static chi_prompt *make_prompt(const chi_model *m) {
-  chi_prompt *p = NULL;
-  chi_prompt_opts o = {.image = "tests/fixtures/tiny-gqa/picture.png",
-                       .question = "What is the capital of [this country]?"};
-  assert_works(chi_prompt_make(&p, m, &o, err));
-  return p;
+/* A whole causal map, with noise arrays and a donor's picture, survives its file. */
+static void test_trace(void **state) {
+  (void)state;
+  chi_model *m = open_model("tiny-gqa");
+  chi_prompt *p = make_prompt(m);
+  chi_trace *t = NULL;
+  chi_plan *plan = NULL;
+  chi_plan_file *f = NULL;
+  chi_trace_opts o = CHI_TRACE_OPTS_INIT;
+  o.window = 1;
+  o.corrupt.spec = "noise:3s,samples=2,seed=4";
+  o.donor = kDonor;
+  assert_works(chi_trace_run(&t, m, p, &o, err));
+  assert_works(chi_trace_plan(&plan, t, err));
+  const chi_plan_picture pic = {.pixels = p->pixels, .file = kPicture};
+  chi_plan_save_opts so = {.pictures = &pic, .n_pictures = 1, .report_row = p->n_rows - 1, .target = t->target};
+  const char *path = tmp_path("trace.json");
+  assert_works(chi_plan_save(plan, &m->net, &so, path, err));
+  chi_plan_context c = {.model = m};
+  assert_works(chi_plan_load(&f, path, &c, err));
+  assert_int_equal(f->target, t->target);
+  assert_int_equal(f->entry[0].report_row, p->n_rows - 1);
+  results a = {0}, b = {0};
+  chi_run_opts ro = {0};
+  assert_works(results_run(&a, &m->net, plan, &ro, err));
+  assert_works(results_run(&b, &m->net, f->plan, &ro, err));
+  assert_null(results_differ(&a, &b));
+  assert_true(a.n > 50);
+  results_free(&a);
+  results_free(&b);
+  chi_plan_file_free(f);
+  chi_plan_free(plan);
+  chi_trace_free(t);
+  chi_prompt_free(p);
+  chi_model_free(m);
 }
 
+/* ---- what words mean ------------------------------------------------------------------------------------------- */
 static int load_text(chi_plan_file **f, const chi_model *m, const chi_prompt *p, const char *text, chi_err *err) {
   const char *path = tmp_path("words.json");
   put_file(path, text, strlen(text));
-  chi_plan_context c = {.model = m, .prompt = p, .image = "tests/fixtures/tiny-gqa/picture.png"};
+  chi_plan_context c = {.model = m, .prompt = p, .image = kPicture};
   return chi_plan_load(f, path, &c, err);
 }
 
@@ -140,7 +179,7 @@ static void test_pictures(void **state) {
   chi_prompt *p = make_prompt(m);
   chi_plan_file *f = NULL;
   char text[1024], donor[512];
-  assert_non_null(realpath("tests/fixtures/tiny-gqa/donor.png", donor));
+  assert_non_null(realpath(kDonor, donor));
   snprintf(text, sizeof text,
            HEAD
            "{\"name\": \"d\", \"image\": \"%s\", \"interventions\": [{\"op\": \"zero\", \"site\": \"mlp_out\", "
@@ -268,7 +307,8 @@ static void test_refusals(void **state) {
 int main(void) {
   chi_err err = {0};
   if (chi_cpu_init(NULL, &err)) return 1;
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_words),
-                                     cmocka_unit_test(test_pictures), cmocka_unit_test(test_refusals)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_trace),
+                                     cmocka_unit_test(test_words), cmocka_unit_test(test_pictures),
+                                     cmocka_unit_test(test_refusals)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
