@@ -5,380 +5,379 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "analyze/attribute_internal.h"
+
 /* ---- what one pass leaves behind ------------------------------------------------------------------------- */
-typedef struct states {                        /* all of the last row, but v of all rows */
-  float *resid, *attn, *mid, *mix, *mlp, *act; /* [layers][width] */
-  float *v;                                    /* [layers][rows][kv] */
-  float *pattern;                              /* [layers][heads][rows] */
-  float *final, *logits;
-} states;
+static const chi_site kSites[CHII_SITES] = {
+    [CHII_RESID] = CHI_SITE_RESID_PRE, [CHII_V] = CHI_SITE_V,           [CHII_PATTERN] = CHI_SITE_PATTERN,
+    [CHII_MIX] = CHI_SITE_HEAD_OUT,    [CHII_ATTN] = CHI_SITE_ATTN_OUT, [CHII_MID] = CHI_SITE_RESID_MID,
+    [CHII_ACT] = CHI_SITE_MLP_ACT,     [CHII_MLP] = CHI_SITE_MLP_OUT};
 
-typedef struct target {
-  float *to;
-  int64_t width;
-} target;
-typedef struct taker {
-  target *t;
-} taker;
-
-static int take(void *ud, int capture, int32_t i, const float *v, int64_t width) {
-  target *t = &((taker *)ud)->t[capture];
-  memcpy(t->to + i * t->width, v, (size_t)width * sizeof *v);
-  return 0;
+const float *chii_state(const chii_attr *x, int site, int layer) {
+  return x->states->state[layer * CHII_SITES + site].values;
 }
+static const float *final_state(const chii_attr *x) { return x->states->state[x->k->layers * CHII_SITES].values; }
+static const float *last_logits(const chii_attr *x) { return x->states->state[x->k->layers * CHII_SITES + 1].values; }
 
-typedef struct grab {
-  chi_plan *plan;
-  target *t;
-  size_t n, cap;
-  int root;
-  const int32_t *rows;
-  int32_t n_rows;
-  chi_err *err;
-} grab;
-
-/* Capture a site at the last row, or at all rows. */
-static int want(grab *g, chi_site site, int layer, float *to, int64_t width, bool all) {
-  int rc = chi_grow((void **)&g->t, &g->cap, g->n + 1, sizeof *g->t, g->err);
-  if (rc) return rc;
-  g->t[g->n++] = (target){to, width};
-  chi_capture c = {.branch = g->root,
-                   .stack = CHI_DECODER,
-                   .site = site,
-                   .layer = layer,
-                   .rows = all ? g->rows : g->rows + g->n_rows - 1,
-                   .n_rows = all ? g->n_rows : 1};
-  return chi_plan_capture(g->plan, &c, NULL, g->err);
-}
-
-static int alloc_states(states *s, const chi_net *net, int32_t T, chi_arena *a, chi_err *err) {
-  const chi_block_spec *k = &net->decoder.spec;
-  size_t L = (size_t)k->layers, d = (size_t)k->d, nq = (size_t)(k->heads * k->head_dim),
-         nkv = (size_t)(k->kv_heads * k->head_dim), t = (size_t)T;
-  const struct {
-    float **to;
-    size_t n;
-  } need[] = {{&s->resid, L * d},   {&s->attn, L * d},
-              {&s->mid, L * d},     {&s->mix, L * nq},
-              {&s->mlp, L * d},     {&s->act, L * (size_t)k->ffn},
-              {&s->v, L * t * nkv}, {&s->pattern, L * (size_t)k->heads * t},
-              {&s->final, d},       {&s->logits, (size_t)net->decoder.vocab}};
-  for (size_t i = 0; i < sizeof need / sizeof *need; i++)
-    if (!(*need[i].to = chi_arena_array(a, need[i].n, sizeof(float), err))) return CHI_ERR_MEMORY;
-  return 0;
-}
-
-static int run_states(states *s, const chi_net *net, const chi_prompt *p, size_t mem, chi_arena *a, chi_err *err) {
-  int rc = 0;
-  const chi_block_spec *k = &net->decoder.spec;
-  int64_t d = k->d, nq = (int64_t)k->heads * k->head_dim, nkv = (int64_t)k->kv_heads * k->head_dim, T = p->n_rows;
+/* The last row everywhere, all rows of v. */
+static int run_pass(chii_attr *x, size_t mem) {
+  int rc = 0, root;
+  const chi_prompt *p = x->a->prompt;
   chi_input in = chi_prompt_input(p);
-  int32_t *rows = chi_arena_array(a, (size_t)T, sizeof *rows, err);
-  grab g = {.rows = rows, .n_rows = p->n_rows, .err = err};
+  chi_capture c = {.stack = CHI_DECODER};
+  int32_t *rows = chi_arena_array(&x->tmp, (size_t)p->n_rows, sizeof *rows, x->err);
   CHI_TRY(rows ? 0 : CHI_ERR_MEMORY);
   for (int32_t i = 0; i < p->n_rows; i++) rows[i] = i;
-  CHI_TRY(alloc_states(s, net, p->n_rows, a, err));
-  CHI_TRY(chi_plan_new(&g.plan, err));
-  CHI_TRY(chi_plan_root(g.plan, &in, &g.root, err));
-  for (int l = 0; l < k->layers; l++) {
-    CHI_TRY(want(&g, CHI_SITE_RESID_PRE, l, s->resid + l * d, d, false));
-    CHI_TRY(want(&g, CHI_SITE_V, l, s->v + l * T * nkv, nkv, true));
-    CHI_TRY(want(&g, CHI_SITE_PATTERN, l, s->pattern + l * k->heads * T, k->heads * T, false));
-    CHI_TRY(want(&g, CHI_SITE_HEAD_OUT, l, s->mix + l * nq, nq, false));
-    CHI_TRY(want(&g, CHI_SITE_ATTN_OUT, l, s->attn + l * d, d, false));
-    CHI_TRY(want(&g, CHI_SITE_RESID_MID, l, s->mid + l * d, d, false));
-    CHI_TRY(want(&g, CHI_SITE_MLP_ACT, l, s->act + (int64_t)l * k->ffn, k->ffn, false));
-    CHI_TRY(want(&g, CHI_SITE_MLP_OUT, l, s->mlp + l * d, d, false));
+  CHI_TRY(chi_plan_new(&x->plan, x->err));
+  CHI_TRY(chi_plan_root(x->plan, &in, &root, x->err));
+  c.branch = root;
+  for (int l = 0; l <= x->k->layers; l++) {
+    for (int s = 0; s < (l < x->k->layers ? (int)CHII_SITES : 2); s++) {
+      bool all = l < x->k->layers && s == CHII_V;
+      c.rows = all ? rows : rows + p->n_rows - 1;
+      c.n_rows = all ? p->n_rows : 1;
+      c.site = l < x->k->layers ? kSites[s] : s == 0 ? CHI_SITE_RESID_POST : CHI_SITE_LOGITS;
+      c.layer = l < x->k->layers ? l : s == 0 ? l - 1 : -1;
+      CHI_TRY(chi_plan_capture(x->plan, &c, NULL, x->err));
+    }
   }
-  CHI_TRY(want(&g, CHI_SITE_RESID_POST, k->layers - 1, s->final, d, false));
-  CHI_TRY(want(&g, CHI_SITE_LOGITS, -1, s->logits, net->decoder.vocab, false));
-  taker t = {g.t};
-  chi_run_opts o = {.mem = mem, .on_capture = take, .ud = &t};
-  CHI_TRY(chi_run_plan(net, g.plan, &o, err));
+  CHI_TRY(chi_states_new(&x->states, x->plan, &x->net->shape, x->err));
+  chi_run_opts o = {.mem = mem, .on_capture = chi_states_receive, .ud = x->states, .what = "forward pass"};
+  CHI_TRY(chi_run_plan(x->net, x->plan, &o, x->err));
 out:
-  chi_plan_free(g.plan);
-  chi_free(g.t);
   return rc;
 }
 
-/* ---- projections ----------------------------------------------------------------------------------------- */
-chi_projection chi_projection_of(const chi_net *net, const float *h, double eps) {
-  int64_t d = net->decoder.spec.d;
-  bool ln = net->decoder.spec.norm == CHI_NORM_LAYER;
-  double sum = 0, sq = 0;
-  for (int64_t i = 0; i < d; i++) sum += (double)h[i];
-  double mean = ln ? sum / (double)d : 0;
-  for (int64_t i = 0; i < d; i++) sq += ((double)h[i] - mean) * ((double)h[i] - mean);
-  double m2 = sq / (double)d;
-  return (chi_projection){net, m2, (float)(1.0 / sqrt(m2 + (eps < 0 ? (double)net->decoder.spec.eps : eps))), ln};
+/* ---- scores of many vectors ------------------------------------------------------------------------------ */
+typedef struct finish {
+  const chii_attr *x;
+  float *rows; /* B of the vectors; overwritten */
+  const chii_base *const *base;
+  chi_attr_score *const *out;
+} finish;
+
+static void finish_row(void *ud, int64_t i) {
+  const finish *f = ud;
+  const chi_attribution *a = f->x->a;
+  int64_t V = f->x->net->decoder.vocab;
+  float *row = f->rows + i * V;
+  chi_attr_score *s = f->out[i];
+  for (int t = 0; t < a->n_targets; t++) s->logit[t] = (double)row[a->target[t]];
+  const chii_base *b = f->base[i];
+  if (!b) return;
+  for (int64_t t = 0; t < V; t++) row[t] += b->logits[t];
+  double lse = chi_logsumexp_quick(row, V);
+  for (int t = 0; t < a->n_targets; t++)
+    s->increase[t] = ((double)row[a->target[t]] - lse) - ((double)b->logits[a->target[t]] - b->lse);
 }
 
-void chi_project_norm(const chi_projection *p, const float *x, float *y, int64_t m, bool state) {
-  int64_t d = p->net->decoder.spec.d;
-  const chi_norm *n = &p->net->decoder.final;
-  for (int64_t i = 0; i < m; i++) {
-    const float *xi = x + i * d;
-    float *yi = y + i * d;
-    double mean = 0;
-    for (int64_t k = 0; p->layer_norm && k < d; k++) mean += (double)xi[k];
-    float mu = (float)(mean / (double)d);
-    for (int64_t k = 0; k < d; k++) yi[k] = (xi[k] - mu) * p->r * n->w[k] + (state && n->b ? n->b[k] : 0.0f);
+/* base[i]: the state that vector i is added to; NULL = no increase is wanted. */
+static void score_logits(const chii_attr *x, float *rows, int64_t m, const chii_base *const *base,
+                         chi_attr_score *const *out) {
+  chi_parallel_for(m, finish_row, &(finish){x, rows, base, out});
+}
+
+int chii_attr_base(chii_attr *x, const float *state, chii_base *base) {
+  int rc = chi_project(&x->a->proj, state, base->logits, 1, true, x->err);
+  if (rc == 0) base->lse = chi_logsumexp_quick(base->logits, x->net->decoder.vocab);
+  return rc;
+}
+
+int chii_attr_score(chii_attr *x, const float *vec, int64_t m, const chii_base *base, chi_attr_score *out) {
+  int rc = 0;
+  int64_t d = x->k->d;
+  const chii_base *bases[CHII_BATCH];
+  chi_attr_score *outs[CHII_BATCH];
+  for (int64_t i = 0; i < m; i += CHII_BATCH) {
+    int64_t n = m - i < CHII_BATCH ? m - i : CHII_BATCH;
+    for (int64_t k = 0; k < n; k++) bases[k] = base, outs[k] = out + i + k;
+    CHI_TRY(chi_project(&x->a->proj, vec + i * d, x->logits, n, false, x->err));
+    score_logits(x, x->logits, n, bases, outs);
   }
+out:
+  return rc;
 }
 
-/* B of m vectors, row by row: logits minus the head's bias unless they are states. */
-typedef struct scorer {
-  const chi_net *net;
-  chi_projection proj;
-  int32_t target;
-  float *norm, *logits; /* [kBatch][d], [kBatch][vocab] */
-  chi_err *err;
-} scorer;
-enum { kBatch = 64 };
-
-/* base: logits of the state that the vectors are added to ([vocab]), base_logp its log p(w). out [m]. */
-static int score(scorer *s, const float *x, int64_t m, const float *base, double base_logp, chi_attr_score *out) {
-  int64_t d = s->net->decoder.spec.d, V = s->net->decoder.vocab;
-  const float *bias = s->net->decoder.head.bias;
-  for (int64_t i = 0; i < m; i += kBatch) {
-    int64_t n = m - i < kBatch ? m - i : kBatch;
-    chi_project_norm(&s->proj, x + i * d, s->norm, n, false);
-    int rc = chi_net_logits(s->net, s->norm, s->logits, n, s->err);
-    if (rc) return rc;
-    for (int64_t k = 0; k < n; k++) {
-      float *row = s->logits + k * V;
-      for (int64_t t = 0; bias && t < V; t++) row[t] -= bias[t];
-      out[i + k].logit = (double)row[s->target];
-      for (int64_t t = 0; t < V; t++) row[t] += base[t];
-      out[i + k].increase = (double)row[s->target] - chi_logsumexp(row, V) - base_logp;
+/* ---- layers and heads ------------------------------------------------------------------------------------ */
+/* Few layers at a time fill one product with the head. o_lj = O on the head's own columns, no bias. */
+static int score_layers(chii_attr *x, int lo, int n) {
+  int rc = 0;
+  const chi_block_spec *k = x->k;
+  int64_t d = k->d, nq = (int64_t)k->heads * k->head_dim, hd = k->head_dim, V = x->net->decoder.vocab, w = k->heads + 2;
+  chi_arena tmp = {0};
+  float *in = chi_arena_array(&tmp, (size_t)(k->heads * nq), sizeof *in, x->err),
+        *vec = chi_arena_array(&tmp, (size_t)(n * w * d), sizeof *vec, x->err),
+        *state = chi_arena_array(&tmp, (size_t)(2 * n * d), sizeof *state, x->err),
+        *state_logits = chi_arena_array(&tmp, (size_t)(2 * n * V), sizeof *state_logits, x->err),
+        *rows = chi_arena_array(&tmp, (size_t)(n * w * V), sizeof *rows, x->err);
+  chii_base *base = chi_arena_array(&tmp, (size_t)(2 * n), sizeof *base, x->err);
+  const chii_base **bases = chi_arena_array(&tmp, (size_t)(n * w), sizeof *bases, x->err);
+  chi_attr_score **outs = chi_arena_array(&tmp, (size_t)(n * w), sizeof *outs, x->err);
+  CHI_TRY(in && vec && state && state_logits && base && rows && bases && outs ? 0 : CHI_ERR_MEMORY);
+  for (int i = 0; i < n; i++) {
+    int l = lo + i;
+    float *v = vec + i * w * d;
+    for (int32_t j = 0; j < k->heads; j++) {
+      memcpy(in + j * nq + j * hd, chii_state(x, CHII_MIX, l) + j * hd, (size_t)hd * sizeof *in);
+      bases[i * w + j] = base + 2 * i;
+      outs[i * w + j] = &x->a->head[(int64_t)l * k->heads + j];
     }
+    CHI_TRY(chi_gemm(&x->net->decoder.block[l].o.w, in, nq, v, d, k->heads, NULL, x->err));
+    memcpy(v + k->heads * d, chii_state(x, CHII_ATTN, l), (size_t)d * sizeof *v);
+    memcpy(v + (k->heads + 1) * d, chii_state(x, CHII_MLP, l), (size_t)d * sizeof *v);
+    bases[i * w + k->heads] = base + 2 * i;
+    bases[i * w + k->heads + 1] = base + 2 * i + 1;
+    outs[i * w + k->heads] = &x->a->attn[l];
+    outs[i * w + k->heads + 1] = &x->a->mlp[l];
+    memcpy(state + 2 * i * d, chii_state(x, CHII_RESID, l), (size_t)d * sizeof *state);
+    memcpy(state + (2 * i + 1) * d, chii_state(x, CHII_MID, l), (size_t)d * sizeof *state);
   }
+  CHI_TRY(chi_project(&x->a->proj, state, state_logits, 2 * n, true, x->err));
+  for (int i = 0; i < 2 * n; i++)
+    base[i] = (chii_base){state_logits + i * V, chi_logsumexp_quick(state_logits + i * V, V)};
+  CHI_TRY(chi_project(&x->a->proj, vec, rows, n * w, false, x->err));
+  score_logits(x, rows, n * w, bases, outs);
+out:
+  chi_arena_free(&tmp);
+  return rc;
+}
+
+static void average_attention(chii_attr *x) {
+  const chi_block_spec *k = x->k;
+  double n = (double)k->layers * (double)k->heads;
+  for (int l = 0; l < k->layers; l++) {
+    const float *w = chii_state(x, CHII_PATTERN, l);
+    for (int64_t j = 0; j < k->heads; j++)
+      for (int32_t p = 0; p < x->a->rows; p++) x->a->avg_attention[p] += (double)w[j * x->a->rows + p] / n;
+  }
+}
+
+typedef struct ranked {
+  double increase;
+  int32_t at;
+} ranked;
+
+static int by_increase(const void *a, const void *b) {
+  const ranked *p = a, *q = b;
+  return p->increase > q->increase ? -1 : p->increase < q->increase ? 1 : p->at - q->at;
+}
+
+int chii_attr_order(const chi_attr_score *s, int32_t n, int32_t *order, chi_err *err) {
+  ranked *r = chi_calloc((size_t)n, sizeof *r, err);
+  if (!r) return CHI_ERR_MEMORY;
+  for (int32_t i = 0; i < n; i++) r[i] = (ranked){s[i].increase[0], i};
+  qsort(r, (size_t)n, sizeof *r, by_increase);
+  for (int32_t i = 0; i < n; i++) order[i] = r[i].at;
+  chi_free(r);
   return 0;
 }
 
-/* Logits of a state with the frozen scale, and its log p(w). */
-static int state_logits(scorer *s, const float *h, float *logits, double *logp) {
-  chi_project_norm(&s->proj, h, s->norm, 1, true);
-  int rc = chi_net_logits(s->net, s->norm, logits, 1, s->err);
-  if (rc == 0) *logp = (double)logits[s->target] - chi_logsumexp(logits, s->net->decoder.vocab);
+/* ---- positions of one head ------------------------------------------------------------------------------- */
+/* alpha(last, p) v_p of rows [p, p + m) into in [m][ld], the head's dims from column `at` on. */
+void chii_attr_weighted(const chii_attr *x, chi_attr_head h, int64_t p, int64_t m, float *in, int64_t ld, int64_t at) {
+  const chi_block_spec *k = x->k;
+  int64_t hd = k->head_dim, nkv = k->kv_heads * hd, kv = h.head / (k->heads / k->kv_heads);
+  const float *alpha = chii_state(x, CHII_PATTERN, h.layer) + (int64_t)h.head * x->a->rows;
+  const float *v = chii_state(x, CHII_V, h.layer) + kv * hd;
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t c = 0; c < hd; c++) in[i * ld + at + c] = alpha[p + i] * v[(p + i) * nkv + c];
+}
+
+/* o_ljp of rows [p, p + m) -> out [m][d] */
+int chii_attr_written(chii_attr *x, chi_attr_head h, int64_t p, int64_t m, float *out) {
+  int64_t nq = (int64_t)x->k->heads * x->k->head_dim;
+  float *in = chi_calloc((size_t)(m * nq), sizeof *in, x->err);
+  if (!in) return CHI_ERR_MEMORY;
+  chii_attr_weighted(x, h, p, m, in, nq, (int64_t)h.head * x->k->head_dim);
+  int rc = chi_product_fine(&x->net->decoder.block[h.layer].o.w, in, out, m, x->err);
+  chi_free(in);
   return rc;
 }
 
-/* ---- scores ---------------------------------------------------------------------------------------------- */
-/* o_lj of m weighted value vectors: rows of heads*hd, zero outside one head, through the output projection, no bias. */
-static int head_vectors(const chi_block *w, const float *in, float *out, int64_t m, chi_err *err) {
-  return chi_gemm(&w->o.w, in, w->o.w.k, out, w->o.w.n, m, NULL, err);
-}
-
-static int score_layer(chi_attribution *a, scorer *s, const states *st, int l, float *base, float *mid,
-                       chi_arena *tmp) {
+/* The definition: every position through the output projection and the head. */
+static int positions_slow(chii_attr *x, int n) {
   int rc = 0;
-  const chi_block_spec *k = &s->net->decoder.spec;
-  int64_t d = k->d, nq = (int64_t)k->heads * k->head_dim, hd = k->head_dim;
-  double base_logp, mid_logp;
-  float *in = chi_arena_array(tmp, (size_t)(k->heads * nq), sizeof *in, s->err),
-        *o = chi_arena_array(tmp, (size_t)(k->heads * d), sizeof *o, s->err);
-  CHI_TRY(in && o ? 0 : CHI_ERR_MEMORY);
-  for (int32_t j = 0; j < k->heads; j++)
-    memcpy(in + j * nq + j * hd, st->mix + l * nq + j * hd, (size_t)hd * sizeof *in);
-  CHI_TRY(head_vectors(&s->net->decoder.block[l], in, o, k->heads, s->err));
-  CHI_TRY(state_logits(s, st->resid + l * d, base, &base_logp));
-  CHI_TRY(score(s, o, k->heads, base, base_logp, a->head + (int64_t)l * k->heads));
-  CHI_TRY(score(s, st->attn + l * d, 1, base, base_logp, &a->attn[l]));
-  CHI_TRY(state_logits(s, st->mid + l * d, mid, &mid_logp));
-  CHI_TRY(score(s, st->mlp + l * d, 1, mid, mid_logp, &a->mlp[l]));
-out:
-  return rc;
-}
-
-static const chi_attribution *sorting;
-static int by_increase(const void *x, const void *y) {
-  int32_t i = *(const int32_t *)x, j = *(const int32_t *)y;
-  double p = sorting->head[i].increase, q = sorting->head[j].increase;
-  return p > q ? -1 : p < q ? 1 : i - j;
-}
-
-/* Positions of one head: all rows from the same base (spec 2.4). */
-static int score_positions(chi_attribution *a, scorer *s, const states *st, int n, float *base, chi_arena *tmp) {
-  int rc = 0;
-  const chi_block_spec *k = &s->net->decoder.spec;
-  int64_t d = k->d, nq = (int64_t)k->heads * k->head_dim, hd = k->head_dim, nkv = (int64_t)k->kv_heads * hd,
-          T = a->rows;
-  int32_t l = a->pos_head[n].layer, j = a->pos_head[n].head, kv = j / (k->heads / k->kv_heads);
-  const float *alpha = st->pattern + ((int64_t)l * k->heads + j) * T;
-  double logp;
-  float *in = chi_arena_array(tmp, (size_t)(kBatch * nq), sizeof *in, s->err),
-        *o = chi_arena_array(tmp, (size_t)(kBatch * d), sizeof *o, s->err);
-  CHI_TRY(in && o ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(state_logits(s, st->resid + l * d, base, &logp));
-  for (int64_t p = 0; p < T; p += kBatch) {
-    int64_t m = T - p < kBatch ? T - p : kBatch;
-    for (int64_t i = 0; i < m; i++)
-      for (int64_t c = 0; c < hd; c++)
-        in[i * nq + j * hd + c] = alpha[p + i] * st->v[((int64_t)l * T + p + i) * nkv + kv * hd + c];
-    CHI_TRY(head_vectors(&s->net->decoder.block[l], in, o, m, s->err));
-    CHI_TRY(score(s, o, m, base, logp, a->pos + n * T + p));
+  int64_t d = x->k->d, T = x->a->rows;
+  chi_attr_head h = x->a->pos_head[n];
+  float *o = chi_calloc((size_t)(CHII_BATCH * d), sizeof *o, x->err);
+  CHI_TRY(o ? 0 : CHI_ERR_MEMORY);
+  for (int64_t p = 0; p < T; p += CHII_BATCH) {
+    int64_t m = T - p < CHII_BATCH ? T - p : CHII_BATCH;
+    CHI_TRY(chii_attr_written(x, h, p, m, o));
+    CHI_TRY(chii_attr_score(x, o, m, &x->base, x->a->pos + n * T + p));
   }
-  memcpy(a->weight + n * T, alpha, (size_t)T * sizeof *alpha);
 out:
+  chi_free(o);
   return rc;
 }
 
-static int by_neuron(const void *x, const void *y) {
-  const chi_attr_neuron *p = x, *q = y;
-  if (p->s.increase != q->s.increase) return p->s.increase > q->s.increase ? -1 : 1;
-  return p->layer != q->layer ? p->layer - q->layer : p->neuron - q->neuron;
-}
-
-/* Every neuron of every layer; the best n are kept. */
-static int score_neurons(chi_attribution *a, scorer *s, const states *st, int32_t want_n, float *mid) {
+/* U diag(g) r O_lj, transposed: [head_dim][vocab]. Every position's logits are a mixture of these rows. */
+int chii_attr_head_map(chii_attr *x, chi_attr_head h, float *map) {
   int rc = 0;
-  const chi_block_spec *k = &s->net->decoder.spec;
-  int64_t d = k->d, F = k->ffn;
-  chi_arena tmp = {0};
-  chi_attr_neuron *all = chi_calloc((size_t)k->layers * (size_t)F, sizeof *all, s->err);
-  float *rows = chi_arena_array(&tmp, (size_t)(d * F), sizeof *rows, s->err),
-        *x = chi_arena_array(&tmp, (size_t)(kBatch * d), sizeof *x, s->err);
-  chi_attr_score sc[kBatch];
-  double logp;
-  CHI_TRY(all && rows && x ? 0 : CHI_ERR_MEMORY);
-  for (int32_t l = 0; l < k->layers; l++) {
-    const float *m = st->act + l * F;
-    chi_mat_read(&s->net->decoder.block[l].down.w, 0, d, rows); /* [d][F] */
-    CHI_TRY(state_logits(s, st->mid + l * d, mid, &logp));
-    for (int64_t f = 0; f < F; f += kBatch) {
-      int64_t n = F - f < kBatch ? F - f : kBatch;
-      for (int64_t i = 0; i < n; i++)
-        for (int64_t c = 0; c < d; c++) x[i * d + c] = m[f + i] * rows[c * F + f + i];
-      CHI_TRY(score(s, x, n, mid, logp, sc));
-      for (int64_t i = 0; i < n; i++)
-        all[l * F + f + i] = (chi_attr_neuron){l, (int32_t)(f + i), (double)m[f + i], sc[i]};
-    }
-    CHI_TRY(chi_progress("neurons", l + 1, k->layers, s->err));
-  }
-  qsort(all, (size_t)(k->layers * F), sizeof *all, by_neuron);
-  a->n_neurons = want_n < k->layers * F ? want_n : (int32_t)(k->layers * F);
-  a->neuron = chi_arena_array(&a->arena, (size_t)a->n_neurons, sizeof *a->neuron, s->err);
-  CHI_TRY(a->neuron ? 0 : CHI_ERR_MEMORY);
-  memcpy(a->neuron, all, (size_t)a->n_neurons * sizeof *all);
+  int64_t d = x->k->d, hd = x->k->head_dim, nq = (int64_t)x->k->heads * hd;
+  float *in = chi_calloc((size_t)(hd * nq), sizeof *in, x->err), *o = chi_calloc((size_t)(hd * d), sizeof *o, x->err);
+  CHI_TRY(in && o ? 0 : CHI_ERR_MEMORY);
+  for (int64_t c = 0; c < hd; c++) in[c * nq + (int64_t)h.head * hd + c] = 1;
+  CHI_TRY(chi_gemm(&x->net->decoder.block[h.layer].o.w, in, nq, o, d, hd, NULL, x->err));
+  CHI_TRY(chi_project(&x->a->proj, o, map, hd, false, x->err));
 out:
-  chi_free(all);
-  chi_arena_free(&tmp);
+  chi_free(in);
+  chi_free(o);
   return rc;
 }
 
+static int positions_fast(chii_attr *x, int n) {
+  int rc = 0;
+  int64_t hd = x->k->head_dim, V = x->net->decoder.vocab, T = x->a->rows;
+  chi_attr_head h = x->a->pos_head[n];
+  const chii_base *bases[CHII_BATCH];
+  chi_attr_score *outs[CHII_BATCH];
+  chi_mat w = {0};
+  float *map = chi_calloc((size_t)(hd * V), sizeof *map, x->err),
+        *in = chi_calloc((size_t)(CHII_BATCH * hd), sizeof *in, x->err);
+  CHI_TRY(map && in ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(chii_attr_head_map(x, h, map));
+  CHI_TRY(chi_mat_pack(&w, map, CHI_F32, hd, V, V, CHI_COMPUTE_F32, x->err));
+  for (int64_t p = 0; p < T; p += CHII_BATCH) {
+    int64_t m = T - p < CHII_BATCH ? T - p : CHII_BATCH;
+    for (int64_t i = 0; i < m; i++) bases[i] = &x->base, outs[i] = x->a->pos + n * T + p + i;
+    chii_attr_weighted(x, h, p, m, in, hd, 0);
+    CHI_TRY(chi_gemm_t(&w, in, hd, x->logits, V, m, x->err));
+    score_logits(x, x->logits, m, bases, outs);
+  }
+out:
+  chi_mat_free(&w);
+  chi_free(map);
+  chi_free(in);
+  return rc;
+}
+
+static int score_positions(chii_attr *x, int n) {
+  int rc = 0;
+  chi_attr_head h = x->a->pos_head[n];
+  int64_t T = x->a->rows;
+  memcpy(x->a->weight + n * T, chii_state(x, CHII_PATTERN, h.layer) + h.head * T, (size_t)T * sizeof(float));
+  CHI_TRY(chii_attr_base(x, chii_state(x, CHII_RESID, h.layer), &x->base));
+  CHI_TRY(x->a->opts.slow ? positions_slow(x, n) : positions_fast(x, n));
+out:
+  return rc;
+}
+
+/* ---- the whole ------------------------------------------------------------------------------------------- */
 /* The parts of the final logit add up: embedding + all components + constants. */
-static int completeness(chi_attribution *a, scorer *s, const states *st) {
+static int completeness(chii_attr *x) {
   int rc = 0;
-  const chi_decoder *dec = &s->net->decoder;
-  int64_t d = dec->spec.d, V = dec->vocab;
-  chi_arena tmp = {0};
-  float *zero = chi_arena_array(&tmp, (size_t)d, sizeof *zero, s->err),
-        *base = chi_arena_array(&tmp, (size_t)V, sizeof *base, s->err);
-  double logp, sum;
-  CHI_TRY(zero && base ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(state_logits(s, zero, base, &logp)); /* the biases alone */
-  sum = (double)base[s->target];
-  memset(base, 0, (size_t)V * sizeof *base);
-  CHI_TRY(score(s, st->resid, 1, base, 0, &a->embed));
-  a->embed.increase = 0;
-  sum += a->embed.logit;
-  for (int32_t l = 0; l < dec->spec.layers; l++) sum += a->attn[l].logit + a->mlp[l].logit;
-  CHI_TRY(state_logits(s, st->final, base, &logp));
-  a->residual = fabs(sum - (double)base[s->target]);
+  const chi_decoder *dec = &x->net->decoder;
+  chi_attribution *a = x->a;
+  float *zero = chi_calloc((size_t)dec->spec.d, sizeof *zero, x->err);
+  CHI_TRY(zero ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(chii_attr_base(x, zero, &x->base)); /* the biases alone */
+  for (int t = 0; t < a->n_targets; t++) a->constants[t] = (double)x->base.logits[a->target[t]];
+  CHI_TRY(chii_attr_score(x, chii_state(x, CHII_RESID, 0), 1, NULL, &a->embed));
+  CHI_TRY(chii_attr_base(x, final_state(x), &x->base));
+  for (int t = 0; t < a->n_targets; t++) {
+    double sum = a->constants[t] + a->embed.logit[t];
+    for (int32_t l = 0; l < a->layers; l++) sum += a->attn[l].logit[t] + a->mlp[l].logit[t];
+    a->residual = fmax(a->residual, fabs(sum - (double)x->base.logits[a->target[t]]));
+  }
 out:
-  chi_arena_free(&tmp);
+  chi_free(zero);
   return rc;
 }
 
-static int alloc_scores(chi_attribution *a, const chi_net *net, const chi_prompt *p, const chi_attribute_opts *o,
-                        chi_err *err) {
-  const chi_block_spec *k = &net->decoder.spec;
-  size_t L = (size_t)k->layers, H = (size_t)k->heads, T = (size_t)p->n_rows;
-  a->layers = k->layers, a->n_heads_per_layer = k->heads, a->rows = p->n_rows;
+static int alloc_scores(chii_attr *x) {
+  chi_attribution *a = x->a;
+  const chi_attribute_opts *o = &a->opts;
+  size_t L = (size_t)x->k->layers, H = (size_t)x->k->heads, T = (size_t)a->prompt->n_rows,
+         V = (size_t)x->net->decoder.vocab;
+  a->layers = x->k->layers, a->heads = x->k->heads, a->rows = a->prompt->n_rows;
   a->n_positions = o->n_heads > 0 ? o->n_heads : 1;
   if ((size_t)a->n_positions > L * H)
-    return chi_fail(err, CHI_ERR_ARG, "the model has %zu heads, not %d", L * H, a->n_positions);
+    return chi_fail(x->err, CHI_ERR_ARG, "the model has %zu heads, not %d", L * H, a->n_positions);
   size_t n = (size_t)a->n_positions;
-  a->attn = chi_arena_array(&a->arena, L, sizeof *a->attn, err);
-  a->mlp = chi_arena_array(&a->arena, L, sizeof *a->mlp, err);
-  a->head = chi_arena_array(&a->arena, L * H, sizeof *a->head, err);
-  a->order = chi_arena_array(&a->arena, L * H, sizeof *a->order, err);
-  a->pos_head = chi_arena_array(&a->arena, n, sizeof *a->pos_head, err);
-  a->pos = chi_arena_array(&a->arena, n * T, sizeof *a->pos, err);
-  a->weight = chi_arena_array(&a->arena, n * T, sizeof *a->weight, err);
-  a->avg_attention = chi_arena_array(&a->arena, T, sizeof *a->avg_attention, err);
-  if (!a->attn || !a->mlp || !a->head || !a->order || !a->pos_head || !a->pos || !a->weight || !a->avg_attention)
-    return CHI_ERR_MEMORY;
-  for (int32_t i = 0; o->heads && i < o->n_heads; i++) {
-    chi_attr_head h = o->heads[i];
-    if (h.layer < 0 || h.layer >= k->layers || h.head < 0 || h.head >= k->heads)
-      return chi_fail(err, CHI_ERR_ARG, "no head %d_%d: the model has layers 0-%d with heads 0-%d", h.layer, h.head,
-                      k->layers - 1, k->heads - 1);
-    a->pos_head[i] = h;
+  a->attn = chi_arena_array(&a->arena, L, sizeof *a->attn, x->err);
+  a->mlp = chi_arena_array(&a->arena, L, sizeof *a->mlp, x->err);
+  a->head = chi_arena_array(&a->arena, L * H, sizeof *a->head, x->err);
+  a->order = chi_arena_array(&a->arena, L * H, sizeof *a->order, x->err);
+  a->pos_head = chi_arena_array(&a->arena, n, sizeof *a->pos_head, x->err);
+  a->pos = chi_arena_array(&a->arena, n * T, sizeof *a->pos, x->err);
+  a->weight = chi_arena_array(&a->arena, n * T, sizeof *a->weight, x->err);
+  a->avg_attention = chi_arena_array(&a->arena, T, sizeof *a->avg_attention, x->err);
+  a->logits = chi_arena_array(&a->arena, V, sizeof *a->logits, x->err);
+  x->base.logits = chi_arena_array(&x->tmp, V, sizeof *x->base.logits, x->err);
+  x->logits = chi_arena_array(&x->tmp, CHII_BATCH * V, sizeof *x->logits, x->err);
+  bool all = a->attn && a->mlp && a->head && a->order && a->pos_head && a->pos && a->weight && a->avg_attention &&
+             a->logits && x->base.logits && x->logits;
+  return all ? 0 : CHI_ERR_MEMORY;
+}
+
+static int check_head(const chi_model *m, chi_attr_head h, chi_err *err) {
+  const chi_block_spec *k = &m->net.decoder.spec;
+  if (h.layer >= 0 && h.layer < k->layers && h.head >= 0 && h.head < k->heads) return 0;
+  return chi_fail(err, CHI_ERR_ARG, "there is no head %d_%d: this model has layers 0-%d with heads 0-%d", h.layer,
+                  h.head, k->layers - 1, k->heads - 1);
+}
+
+static int set_targets(chii_attr *x) {
+  chi_attribution *a = x->a;
+  int64_t V = x->net->decoder.vocab;
+  const float *logits = last_logits(x);
+  memcpy(a->logits, logits, (size_t)V * sizeof *logits);
+  a->target[0] = a->opts.target >= 0 ? a->opts.target : chi_argmax(logits, V);
+  a->target[1] = a->opts.versus;
+  a->n_targets = a->opts.versus >= 0 ? 2 : 1;
+  for (int t = 0; t < a->n_targets; t++) {
+    if (a->target[t] >= V)
+      return chi_fail(x->err, CHI_ERR_ARG, "token %d is outside the vocabulary of %lld", a->target[t], (long long)V);
+    a->final[t] = chi_metrics_of(logits, V, a->target[t], -1, NULL);
   }
   return 0;
 }
 
-static int score_all(chi_attribution *a, scorer *s, const states *st, const chi_attribute_opts *o) {
+static int score_all(chii_attr *x) {
   int rc = 0;
-  const chi_block_spec *k = &s->net->decoder.spec;
-  size_t V = (size_t)s->net->decoder.vocab;
-  chi_arena keep = {0}, tmp = {0};
-  float *base = chi_arena_array(&keep, V, sizeof *base, s->err), *mid = chi_arena_array(&keep, V, sizeof *mid, s->err);
-  CHI_TRY(base && mid ? 0 : CHI_ERR_MEMORY);
-  for (int l = 0; l < k->layers; l++) {
-    rc = score_layer(a, s, st, l, base, mid, &tmp);
-    chi_arena_free(&tmp);
-    CHI_TRY(rc);
-    for (int32_t j = 0; j < k->heads; j++)
-      for (int32_t p = 0; p < a->rows; p++)
-        a->avg_attention[p] += (double)st->pattern[((int64_t)l * k->heads + j) * a->rows + p] / (k->layers * k->heads);
+  chi_attribution *a = x->a;
+  const chi_attribute_opts *o = &a->opts;
+  int step = CHII_BATCH / (a->heads + 2) + 1;
+  for (int l = 0; l < a->layers; l += step) {
+    CHI_TRY(score_layers(x, l, a->layers - l < step ? a->layers - l : step));
+    CHI_TRY(chi_progress("heads", l + step < a->layers ? l + step : a->layers, a->layers, x->err));
   }
-  for (int32_t i = 0; i < k->layers * k->heads; i++) a->order[i] = i;
-  sorting = a;
-  qsort(a->order, (size_t)(k->layers * k->heads), sizeof *a->order, by_increase);
+  average_attention(x);
+  CHI_TRY(chii_attr_order(a->head, a->layers * a->heads, a->order, x->err));
   for (int n = 0; n < a->n_positions; n++) {
-    if (!o->heads) a->pos_head[n] = (chi_attr_head){a->order[n] / k->heads, a->order[n] % k->heads};
-    rc = score_positions(a, s, st, n, base, &tmp);
-    chi_arena_free(&tmp);
-    CHI_TRY(rc);
+    a->pos_head[n] = o->heads ? o->heads[n] : (chi_attr_head){a->order[n] / a->heads, a->order[n] % a->heads};
+    CHI_TRY(check_head(a->model, a->pos_head[n], x->err));
+    CHI_TRY(score_positions(x, n));
   }
-  if (o->n_neurons > 0) CHI_TRY(score_neurons(a, s, st, o->n_neurons, mid));
-  CHI_TRY(completeness(a, s, st));
+  if (o->n_neurons > 0) CHI_TRY(chii_attr_neurons(x));
+  if (o->n_attn_neurons > 0) CHI_TRY(chii_attr_attn_neurons(x));
+  if (o->n_views > 0 && o->n_words > 0) CHI_TRY(chii_attr_views(x));
+  CHI_TRY(completeness(x));
 out:
-  chi_arena_free(&keep);
   return rc;
 }
 
 int chi_attribute_run(chi_attribution **out, const chi_model *m, const chi_prompt *p, const chi_attribute_opts *o,
                       chi_err *err) {
   int rc = 0;
-  const chi_net *net = &m->net;
-  states st = {0};
-  chi_arena tmp = {0};
   unsigned fp = chi_fp_begin();
   chi_attribution *a = chi_calloc(1, sizeof *a, err);
+  chii_attr x = {.a = a, .net = &m->net, .k = &m->net.decoder.spec, .err = err};
   CHI_TRY(a ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(alloc_scores(a, net, p, o, err));
-  CHI_TRY(run_states(&st, net, p, o->mem, &tmp, err));
-  int64_t V = net->decoder.vocab;
-  a->target = o->target >= 0 ? o->target : chi_argmax(st.logits, V);
-  if (a->target >= V) {
-    rc = chi_fail(err, CHI_ERR_ARG, "token %d is outside the vocabulary of %d", a->target, net->decoder.vocab);
-    goto out;
-  }
-  a->final = chi_metrics_of(st.logits, V, a->target, -1, NULL);
-  CHI_TRY((a->logits = chi_arena_array(&a->arena, (size_t)V, sizeof *a->logits, err)) ? 0 : CHI_ERR_MEMORY);
-  memcpy(a->logits, st.logits, (size_t)V * sizeof *a->logits);
-  scorer s = {.net = net, .proj = chi_projection_of(net, st.final, o->eps), .target = a->target, .err = err};
-  s.norm = chi_arena_array(&tmp, (size_t)(kBatch * net->decoder.spec.d), sizeof *s.norm, err);
-  s.logits = chi_arena_array(&tmp, (size_t)(kBatch * V), sizeof *s.logits, err);
-  CHI_TRY(s.norm && s.logits ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(score_all(a, &s, &st, o));
+  a->model = m, a->prompt = p, a->opts = *o;
+  CHI_TRY(alloc_scores(&x));
+  for (int i = 0; o->heads && i < o->n_heads; i++) CHI_TRY(check_head(m, o->heads[i], err));
+  CHI_TRY(run_pass(&x, o->mem));
+  CHI_TRY(set_targets(&x));
+  a->proj = chi_projection_of(x.net, final_state(&x), o->eps);
+  CHI_TRY(score_all(&x));
 out:
+  if (a) a->opts.heads = NULL; /* the caller's */
+  chi_states_free(x.states);
+  chi_plan_free(x.plan);
+  chi_arena_free(&x.tmp);
   chi_fp_end(fp);
-  chi_arena_free(&tmp);
   if (rc)
     chi_attribution_free(a);
   else
