@@ -164,8 +164,8 @@ static void spans_become_tokens(void **state) {
 static void through_a_tokenizer(void **state) {
   static const char *const names[] = {"llama2", "llama2-metaspace", "gpt2", "llama3", "qwen"};
   static const char *const questions[] = {"What is the capital of [this country]?", "[This city] lies where?",
-                                          "Wo liegt [diese gr\xC3\xB6\xC3\x9F"
-                                          "te Stadt], bitte?",
+                                          ("Wo liegt [diese gr\xC3\xB6\xC3\x9F"
+                                           "te Stadt], bitte?"),
                                           "\xE8\xBF\x99\xE4\xB8\xAA[\xE5\x9B\xBD\xE5\xAE\xB6]?"};
   (void)state;
   for (size_t k = 0; k < sizeof names / sizeof *names; k++) {

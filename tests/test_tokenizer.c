@@ -1,5 +1,6 @@
 /* Tokenizers against Hugging Face's `tokenizers`: ids, byte offsets and decoded text of every corpus line, as checksums
  * made by tools/ref/tokenizer_corpus.py; plus refusals, limits and prompt templates. */
+#include "support/corpus.h"
 #include "support/support.h"
 
 #include <stdio.h>
@@ -8,62 +9,11 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "text/text.h"
+#include <utf8proc.h>
+
+#include "text/tok.h"
 
 #define DIR "tests/fixtures/tokenizer/"
-
-typedef struct line {
-  char *s;
-  size_t n;
-} line;
-static char *corpus_text;
-static line *lines;
-static size_t n_lines;
-
-static uint32_t crc_table[256];
-
-static uint32_t crc32_of(const void *p, size_t n) {
-  const uint8_t *b = p;
-  uint32_t c = 0xFFFFFFFFu;
-  for (size_t i = 0; i < n; i++) c = crc_table[(c ^ b[i]) & 0xFF] ^ c >> 8;
-  return ~c;
-}
-
-static int set_up(void **state) {
-  (void)state;
-  size_t len = 0, cap = 0;
-  for (uint32_t i = 0; i < 256; i++) {
-    uint32_t c = i;
-    for (int k = 0; k < 8; k++) c = c & 1 ? 0xEDB88320u ^ c >> 1 : c >> 1;
-    crc_table[i] = c;
-  }
-  assert_int_equal(chi_read_file(&corpus_text, &len, DIR "corpus.txt", 1 << 20, NULL), 0);
-  for (char *p = corpus_text; p < corpus_text + len; n_lines++) {
-    void *q = lines;
-    assert_int_equal(chi_grow(&q, &cap, n_lines + 1, sizeof *lines, NULL), 0);
-    lines = q;
-    char *to = p;
-    lines[n_lines].s = p;
-    for (; *p != '\n'; p++) {
-      if (*p != '\\') {
-        *to++ = *p;
-        continue;
-      }
-      p++;
-      *to++ = *p == 'n' ? '\n' : *p == 'r' ? '\r' : *p == '0' ? '\0' : *p;
-    }
-    lines[n_lines].n = (size_t)(to - lines[n_lines].s);
-    p++;
-  }
-  return n_lines < 5000;
-}
-
-static int tear_down(void **state) {
-  (void)state;
-  chi_free(lines);
-  chi_free(corpus_text);
-  return 0;
-}
 
 static chi_tokenizer *load_file(const char *path) {
   char *text = NULL;
@@ -76,86 +26,16 @@ static chi_tokenizer *load_file(const char *path) {
   return t;
 }
 
-static uint32_t u32_at(const char *p) {
-  const uint8_t *b = (const uint8_t *)p;
-  return b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
-}
-
-static uint32_t offsets_crc(const chi_tokens *k) {
-  int32_t *both = chi_calloc(k->n, 2 * sizeof *both, NULL);
-  for (size_t i = 0; i < k->n; i++) {
-    both[2 * i] = k->begin[i];
-    both[2 * i + 1] = k->end[i];
-  }
-  uint32_t c = crc32_of(both, k->n * 2 * sizeof *both);
-  chi_free(both);
-  return c ? c : 1;
-}
-
-static uint32_t decoded_crc(const chi_tokenizer *t, const chi_tokens *k) {
-  chi_str s = {0};
-  for (int skip = 0; skip < 2; skip++) {
-    char *text = NULL;
-    assert_int_equal(chi_decode(t, k->id, k->n, skip, &text, NULL), 0);
-    chi_str_add(&s, text);
-    if (!skip) chi_str_addn(&s, "", 1);
-    chi_free(text);
-  }
-  uint32_t c = crc32_of(s.s, s.len);
-  chi_str_free(&s);
-  return c;
-}
-
-static void show(const char *what, const chi_tokenizer *t, line l, const chi_tokens *k) {
-  print_message("%s: \"%.*s\"\n ", what, (int)l.n, l.s);
-  for (size_t i = 0; i < k->n && i < 40; i++) {
-    char piece[64];
-    chi_token_text(t, k->id[i], piece, sizeof piece);
-    print_message(" %d'%s'[%d,%d)", k->id[i], piece, k->begin[i], k->end[i]);
-  }
-  print_message("\n");
-}
-
-/* One line against its three checksums; returns the number of differences. */
-static int check_line(const chi_tokenizer *t, line l, const char *want, const char *name, int shown) {
-  static const char *const what[] = {"ids", "offsets", "decoded"};
-  chi_tokens k = {0};
-  chi_err err = {0};
-  if (chi_encode(t, l.s, l.n, true, &k, &err) != 0) fail_msg("%s: %s", name, err.text);
-  uint32_t got[3] = {crc32_of(k.id, k.n * sizeof *k.id), offsets_crc(&k), decoded_crc(t, &k)};
-  int bad = 0;
-  for (int i = 0; i < 3; i++) {
-    uint32_t w = u32_at(want + 4 * i);
-    if (got[i] == w || (i == 1 && w == 0)) continue;
-    if (bad++ == 0 && shown < 5) {
-      print_message("%s differ, ", what[i]);
-      show(name, t, l, &k);
-    }
-  }
-  chi_tokens_free(&k);
-  return bad;
-}
-
-static void check_corpus(const chi_tokenizer *t, const char *bin, const char *name) {
-  char *want = NULL;
-  size_t len = 0;
-  int bad = 0;
-  assert_int_equal(chi_read_file(&want, &len, bin, 1 << 20, NULL), 0);
-  assert_int_equal(len, n_lines * 12);
-  for (size_t i = 0; i < n_lines; i++) bad += check_line(t, lines[i], want + 12 * i, name, bad);
-  chi_free(want);
-  if (bad) fail_msg("%s: %d of %zu checks differ", name, bad, 3 * n_lines);
-}
-
 static void own_tokenizers(void **state) {
-  static const char *const names[] = {"llama2", "llama2-metaspace", "gpt2", "llama3", "qwen"};
+  static const char *const names[] = {"llama2", "llama2-metaspace", "gpt2", "llama3",    "qwen",
+                                      "opt",    "codegen",          "bert", "bert-cased"};
   (void)state;
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     char json[128], bin[128];
     snprintf(json, sizeof json, DIR "own/%s.json", names[i]);
     snprintf(bin, sizeof bin, DIR "own/%s.bin", names[i]);
     chi_tokenizer *t = load_file(json);
-    check_corpus(t, bin, names[i]);
+    corpus_check(t, bin, names[i]);
     chi_tokenizer_free(t);
   }
 }
@@ -165,7 +45,7 @@ static void check_folder(const char *name, const char *dir) {
   chi_tokenizer *t = NULL;
   snprintf(bin, sizeof bin, DIR "real/%s.bin", name);
   assert_works(chi_tokenizer_load(&t, dir, err));
-  check_corpus(t, bin, name);
+  corpus_check(t, bin, name);
   chi_tokenizer_free(t);
 }
 
@@ -207,6 +87,7 @@ static void real_llama2(void **state) { (void)state, real_tokenizer("llama2"); }
 static void real_gpt2(void **state) { (void)state, real_tokenizer("gpt2"); }
 static void real_llama3(void **state) { (void)state, real_tokenizer("llama3"); }
 static void real_qwen(void **state) { (void)state, real_tokenizer("qwen2_5"); }
+static void real_bert(void **state) { (void)state, real_tokenizer("bert"); }
 
 /* ---- variants ---------------------------------------------------------------------------------------------- */
 static chi_tokenizer *parse_json(json_t *j, chi_err *err) {
@@ -234,7 +115,7 @@ static void feature_variants(void **state) {
   assert_int_equal(chi_json_load(&all, DIR "variants.json", 1 << 20, NULL), 0);
   assert_int_equal(chi_read_file(&want, &len, DIR "variants.bin", 1 << 20, NULL), 0);
   const json_t *picked = json_object_get(all, "lines"), *list = json_object_get(all, "variants");
-  assert_int_equal(len, json_array_size(picked) * json_array_size(list) * 12);
+  assert_int_equal(len, json_array_size(picked) * json_array_size(list) * 4);
   json_array_foreach(list, k, v) {
     const char *name = json_string_value(json_object_get(v, "name"));
     json_t *j = own_json(json_string_value(json_object_get(v, "base")));
@@ -244,9 +125,9 @@ static void feature_variants(void **state) {
     chi_tokenizer *t = parse_json(j, &err);
     if (!t) fail_msg("%s: %s", name, err.text);
     int bad = 0;
-    for (size_t i = 0; i < json_array_size(picked); i++, at += 12)
-      bad += check_line(t, lines[json_integer_value(json_array_get(picked, i))], want + at, name, bad);
-    if (bad) print_message("%s: %d checks differ\n", name, bad);
+    for (size_t i = 0; i < json_array_size(picked); i++, at += 4)
+      bad += corpus_check_line(t, (size_t)json_integer_value(json_array_get(picked, i)), want + at, name, bad);
+    if (bad) print_message("%s: %d lines differ\n", name, bad);
     total += bad;
     chi_tokenizer_free(t);
     json_decref(j);
@@ -254,6 +135,28 @@ static void feature_variants(void **state) {
   json_decref(all);
   chi_free(want);
   assert_int_equal(total, 0);
+}
+
+/* Characters as BERT sees them, all of Unicode. Marks that NFD takes apart first are not compared. */
+static void bert_classes(void **state) {
+  (void)state;
+  json_t *real = NULL;
+  uint8_t *bits = chi_calloc(0x110000, 1, NULL);
+  size_t n = 0;
+  for (uint32_t c = 0; c < 0x110000; c++) {
+    if (c >= 0xD800 && c < 0xE000) continue;
+    utf8proc_int32_t parts[32];
+    int bound = 0;
+    bool whole =
+        utf8proc_decompose_char((utf8proc_int32_t)c, parts, 32, UTF8PROC_STABLE | UTF8PROC_DECOMPOSE, &bound) == 1 &&
+        parts[0] == (utf8proc_int32_t)c;
+    bits[n++] = (uint8_t)(chi_bert_dropped(c) | chi_bert_han(c) << 1 | chi_is_punct(c) << 2 |
+                          (whole && chi_is_nonspacing(c)) << 3);
+  }
+  assert_works(chi_json_load(&real, DIR "real.json", 1 << 16, err));
+  assert_int_equal(corpus_crc32(bits, n), json_integer_value(json_object_get(real, "classes")));
+  json_decref(real);
+  chi_free(bits);
 }
 
 /* ---- what is refused --------------------------------------------------------------------------------------- */
@@ -277,7 +180,10 @@ static void bad_files_are_refused(void **state) {
       {"{", CHI_ERR_FORMAT, "t.json"},
       {"[]", CHI_ERR_FORMAT, "t.json: not an object"},
       {"{}", CHI_ERR_FORMAT, "t.json: \"model\" is missing"},
-      {"{\"model\":{\"type\":\"WordPiece\"}}", CHI_ERR_UNSUPPORTED, "\"WordPiece\""},
+      {"{\"model\":{\"type\":\"WordPiece\"}}", CHI_ERR_FORMAT, "vocab"},
+      {"{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"a\":0}}}", CHI_ERR_FORMAT, "unk_token \"[UNK]\""},
+      {"{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0},\"max_input_chars_per_word\":-1}}", CHI_ERR_FORMAT,
+       "max_input"},
       {"{\"model\":{\"type\":\"Unigram\"}}", CHI_ERR_UNSUPPORTED, "\"Unigram\""},
       {"{\"model\":{\"vocab\":[]}}", CHI_ERR_FORMAT, "vocab"},
       {"{\"model\":{\"vocab\":{\"a\":\"x\"},\"merges\":[]}}", CHI_ERR_FORMAT, "no integer id"},
@@ -295,20 +201,22 @@ static void bad_files_are_refused(void **state) {
        "normalizer: type \"Precompiled\""},
       {"{" MODEL() ",\"normalizer\":{}}", CHI_ERR_FORMAT, "\"type\" is missing"},
       {"{" MODEL() ",\"normalizer\":{\"type\":\"Replace\",\"content\":\"x\"}}", CHI_ERR_FORMAT, "pattern"},
-      {"{" MODEL() ",\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}}", CHI_ERR_UNSUPPORTED, "BertPreTokenizer"},
+      {"{" MODEL() ",\"pre_tokenizer\":{\"type\":\"CharDelimiterSplit\"}}", CHI_ERR_UNSUPPORTED, "CharDelimiterSplit"},
       {"{" MODEL() ",\"pre_tokenizer\":{\"type\":\"Sequence\"}}", CHI_ERR_FORMAT, "pretokenizers"},
       {"{" MODEL() ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"\"}}}", CHI_ERR_UNSUPPORTED,
        "empty"},
       {"{" MODEL() ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"Odd\"}}",
        CHI_ERR_UNSUPPORTED, "\"Odd\""},
       {"{" MODEL() ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"__\"}}", CHI_ERR_UNSUPPORTED, "__"},
-      {"{" MODEL() ",\"post_processor\":{\"type\":\"RobertaProcessing\"}}", CHI_ERR_UNSUPPORTED, "RobertaProcessing"},
+      {"{" MODEL() ",\"post_processor\":{\"type\":\"RobertaProcessing\"}}", CHI_ERR_FORMAT, "\"cls\""},
+      {"{" MODEL() ",\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"a\",0],\"sep\":[\"b\",9]}}",
+       CHI_ERR_FORMAT, "\"sep\""},
       {"{" MODEL() ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[]}}", CHI_ERR_FORMAT, "the text"},
       {"{" MODEL() ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"x\"}}]"
                    ","
                    "\"special_tokens\":{\"x\":{\"ids\":[99]}}}}",
        CHI_ERR_FORMAT, "lacks"},
-      {"{" MODEL() ",\"decoder\":{\"type\":\"WordPiece\"}}", CHI_ERR_UNSUPPORTED, "decoder: type \"WordPiece\""},
+      {"{" MODEL() ",\"decoder\":{\"type\":\"WordPiece\"}}", CHI_ERR_FORMAT, "\"prefix\" is missing"},
       {"{" MODEL() ",\"decoder\":{\"type\":\"Strip\",\"content\":\" \",\"start\":-1}}", CHI_ERR_FORMAT, "start"},
       {"{" MODEL() ",\"added_tokens\":{}}", CHI_ERR_FORMAT, "not a list"},
       {"{" MODEL() ",\"added_tokens\":[{\"id\":9}]}", CHI_ERR_FORMAT, "content"},
@@ -558,11 +466,13 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(own_tokenizers),
       cmocka_unit_test(feature_variants),
+      cmocka_unit_test(bert_classes),
       cmocka_unit_test(demo_tokenizer),
       cmocka_unit_test(real_llama2),
       cmocka_unit_test(real_gpt2),
       cmocka_unit_test(real_llama3),
       cmocka_unit_test(real_qwen),
+      cmocka_unit_test(real_bert),
       cmocka_unit_test(bad_files_are_refused),
       cmocka_unit_test(foreign_regexes_are_refused),
       cmocka_unit_test(folder_errors_name_the_file),
@@ -576,5 +486,5 @@ int main(void) {
       cmocka_unit_test(template_rows_are_sound),
       cmocka_unit_test(template_refusals),
   };
-  return cmocka_run_group_tests(tests, set_up, tear_down);
+  return cmocka_run_group_tests(tests, corpus_open, corpus_close);
 }

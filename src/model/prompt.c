@@ -23,15 +23,6 @@ static char *dup_n(const char *s, size_t n, chi_err *err) {
   return d;
 }
 
-/* Where the question starts in the filled template. */
-static size_t question_at(const char *pattern, const char *image_text) {
-  const char *q = strstr(pattern, "{question}");
-  size_t at = q ? (size_t)(q - pattern) : 0;
-  const char *im = strstr(pattern, "{image}");
-  if (im && q && im < q) at = at - strlen("{image}") + strlen(image_text);
-  return at;
-}
-
 /* Encodes text[from, to) and appends; offsets stay those of the whole text. */
 static int encode_part(chi_tokens *t, const chi_model *m, const char *text, size_t from, size_t to, bool special,
                        chi_err *err) {
@@ -187,17 +178,16 @@ int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts 
     CHI_TRY(chi_constraint_parse(&plain, &spans, &n_spans, o->question, err));
   if (o->need_constraint && n_spans != 1) {
     rc = chi_fail(err, CHI_ERR_ARG,
-                  n_spans ? "the question brackets %zu spans; one constraint is traced at a time"
-                          : "the question brackets %zu spans: put [ ] around the words of the constraint, as in \"What "
-                            "is the capital of [this country]?\"",
-                  n_spans);
+                  n_spans ? "the question brackets several spans; one constraint is traced at a time"
+                          : "the question brackets no words: put [ ] around the constraint, as in \"What is the "
+                            "capital of [this country]?\"");
     goto out;
   }
   if (o->raw) {
     CHI_TRY((p->text = dup_n(plain, strlen(plain), err)) ? 0 : CHI_ERR_MEMORY);
   } else {
     CHI_TRY(chi_template_fill(&p->text, tmpl, o->image != NULL, m->image_text, plain, err));
-    q0 = question_at(o->image ? tmpl->with_image : tmpl->text_only, m->image_text);
+    q0 = chi_template_question_at(tmpl, o->image != NULL, m->image_text);
   }
   if (n_spans) {
     p->words_at = q0 + spans[0].begin;

@@ -139,6 +139,7 @@ static int decode_step(const chi_dec *step, strings *to, const strings *from, ch
     if (step->kind == CHI_DEC_FUSE) chi_str_addn(&to->s, s, n);
     if (step->kind == CHI_DEC_STRIP) put_stripped(&to->s, step, s, n);
     if (step->kind == CHI_DEC_METASPACE) put_metaspace(&to->s, step, s, n, k == 0);
+    if (step->kind == CHI_DEC_WORDPIECE) chi_wordpiece_show(step, &to->s, s, n, k == 0);
     if (step->kind == CHI_DEC_REPLACE) CHI_TRY(put_replaced(&to->s, step, s, n, m, err));
     if (step->kind != CHI_DEC_FUSE) CHI_TRY(close_string(to, err));
   }

@@ -117,7 +117,11 @@ static int normalized_gap(encoder *e, const char *s, size_t b, size_t n) {
   CHI_TRY(chi_pretokenize(e->t, &e->part, &e->tmp, &e->pieces, e->err));
   for (size_t k = 0; k < e->pieces.n; k++) {
     chi_range p = e->pieces.p[k];
-    CHI_TRY(chi_bpe_piece(e->t, e->bpe, e->part.s + p.b, e->part.at + p.b, (size_t)(p.e - p.b), e->out, e->err));
+    const char *at = e->part.s + p.b;
+    const chi_range *from = e->part.at + p.b;
+    size_t len = (size_t)(p.e - p.b);
+    CHI_TRY(e->t->wordpiece ? chi_wordpiece_piece(e->t, at, from, len, e->out, e->err)
+                            : chi_bpe_piece(e->t, e->bpe, at, from, len, e->out, e->err));
   }
 out:
   return rc;

@@ -212,12 +212,44 @@ static int strip(chi_nstr *out, const chi_nstr *s, bool left, bool right, chi_er
   return chi_nstr_copy(out, s, left ? b : 0, right ? end : s->n, err);
 }
 
-static int strip_accents(chi_nstr *out, const chi_nstr *s, chi_err *err) {
+static int strip_accents(chi_nstr *out, const chi_nstr *s, bool (*is)(uint32_t), chi_err *err) {
   int rc = 0;
   for (size_t i = 0; i < s->n;) {
     uint32_t cp;
     size_t len = chi_utf8_get(s->s + i, &cp);
-    if (!chi_is_mark(cp)) CHI_TRY(chi_nstr_copy(out, s, i, i + len, err));
+    if (!is(cp)) CHI_TRY(chi_nstr_copy(out, s, i, i + len, err));
+    i += len;
+  }
+out:
+  return rc;
+}
+
+/* BertNormalizer: control characters go, every white space is a space. */
+static int bert_clean(chi_nstr *out, const chi_nstr *s, chi_err *err) {
+  int rc = 0;
+  for (size_t i = 0; i < s->n;) {
+    uint32_t cp;
+    size_t len = chi_utf8_get(s->s + i, &cp);
+    if (chi_is_space(cp) && !chi_bert_dropped(cp)) {
+      CHI_TRY(chi_nstr_put(out, " ", 1, s->at[i], err));
+    } else if (!chi_bert_dropped(cp)) {
+      CHI_TRY(chi_nstr_copy(out, s, i, i + len, err));
+    }
+    i += len;
+  }
+out:
+  return rc;
+}
+
+static int bert_han(chi_nstr *out, const chi_nstr *s, chi_err *err) {
+  int rc = 0;
+  for (size_t i = 0; i < s->n;) {
+    uint32_t cp;
+    size_t len = chi_utf8_get(s->s + i, &cp);
+    bool han = chi_bert_han(cp);
+    if (han) CHI_TRY(chi_nstr_put(out, " ", 1, s->at[i], err));
+    CHI_TRY(chi_nstr_copy(out, s, i, i + len, err));
+    if (han) CHI_TRY(chi_nstr_put(out, " ", 1, s->at[i], err));
     i += len;
   }
 out:
@@ -256,7 +288,13 @@ static int one_step(chi_nstr *out, const chi_nstr *s, const chi_norm *step, chi_
     case CHI_NORM_STRIP:
       return strip(out, s, step->left, step->right, err);
     case CHI_NORM_STRIP_ACCENTS:
-      return strip_accents(out, s, err);
+      return strip_accents(out, s, chi_is_mark, err);
+    case CHI_NORM_BERT_MARKS:
+      return strip_accents(out, s, chi_is_nonspacing, err);
+    case CHI_NORM_BERT_CLEAN:
+      return bert_clean(out, s, err);
+    case CHI_NORM_BERT_HAN:
+      return bert_han(out, s, err);
   }
 out:
   return rc;

@@ -84,6 +84,32 @@ static int room(loader *l, size_t n) {
 }
 
 /* ---- normalizers ------------------------------------------------------------------------------------------- */
+/* BertNormalizer is up to five steps of ours, in its order. */
+static int bert_normalizer(loader *l, const json_t *o) {
+  int rc = 0;
+  bool clean = true, han = true, lower = true, marks;
+  CHI_TRY(bool_field(l, &clean, o, "clean_text"));
+  CHI_TRY(bool_field(l, &han, o, "handle_chinese_chars"));
+  CHI_TRY(bool_field(l, &lower, o, "lowercase"));
+  marks = lower; /* null or absent follows the case */
+  if (!json_is_null(json_object_get(o, "strip_accents"))) CHI_TRY(bool_field(l, &marks, o, "strip_accents"));
+  const struct {
+    bool on;
+    chi_norm_kind kind;
+  } parts[] = {{clean, CHI_NORM_BERT_CLEAN},
+               {han, CHI_NORM_BERT_HAN},
+               {marks, CHI_NORM_NFD},
+               {marks, CHI_NORM_BERT_MARKS},
+               {lower, CHI_NORM_LOWERCASE}};
+  for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) {
+    if (!parts[k].on) continue;
+    CHI_TRY(room(l, l->t->n_norm));
+    l->t->norm[l->t->n_norm++] = (chi_norm){.kind = parts[k].kind};
+  }
+out:
+  return rc;
+}
+
 static int normalizer(loader *l, const json_t *o, const char *type) {
   static const struct {
     const char *name;
@@ -94,6 +120,7 @@ static int normalizer(loader *l, const json_t *o, const char *type) {
       {"Strip", CHI_NORM_STRIP},     {"Lowercase", CHI_NORM_LOWERCASE}, {"StripAccents", CHI_NORM_STRIP_ACCENTS}};
   int rc = 0;
   size_t k = 0;
+  if (strcmp(type, "BertNormalizer") == 0) return bert_normalizer(l, o);
   while (k < sizeof kinds / sizeof *kinds && strcmp(kinds[k].name, type) != 0) k++;
   if (k == sizeof kinds / sizeof *kinds) return unsupported(l, "type", type);
   CHI_TRY(room(l, l->t->n_norm));
@@ -143,6 +170,12 @@ static int pre_tokenizer(loader *l, const json_t *o, const char *type) {
   int rc = 0, how = CHI_SPLIT_ISOLATED;
   size_t k = 0;
   bool individual = false;
+  if (strcmp(type, "BertPreTokenizer") == 0) { /* white space away, then every punctuation mark on its own */
+    CHI_TRY(room(l, l->t->n_pre + 1));
+    l->t->pre[l->t->n_pre++] = (chi_pre){.kind = CHI_PRE_WHITESPACE_SPLIT, .behaviour = CHI_SPLIT_REMOVED};
+    l->t->pre[l->t->n_pre++] = (chi_pre){.kind = CHI_PRE_PUNCTUATION, .behaviour = CHI_SPLIT_ISOLATED};
+    return 0;
+  }
   while (k < sizeof kinds / sizeof *kinds && strcmp(kinds[k].name, type) != 0) k++;
   if (k == sizeof kinds / sizeof *kinds) return unsupported(l, "type", type);
   CHI_TRY(room(l, l->t->n_pre));
@@ -234,20 +267,45 @@ out:
   return rc;
 }
 
+/* BertProcessing and RobertaProcessing: "cls" and "sep", each [token, id], around the text. */
+static int cls_and_sep(loader *l, const json_t *o, chi_post *s) {
+  static const char *const names[] = {"cls", "sep"};
+  int32_t *ids = chi_arena_array(&l->t->arena, 2, sizeof *ids, l->err);
+  if (!ids) return CHI_ERR_MEMORY;
+  for (int k = 0; k < 2; k++) {
+    const json_t *id = json_array_get(json_object_get(o, names[k]), 1);
+    json_int_t v = json_is_integer(id) ? json_integer_value(id) : -1;
+    if (v < 0 || v >= l->t->n_ids || !l->t->piece[v].flags)
+      return chi_fail(l->err, CHI_ERR_FORMAT, "%s: \"%s\" is not a token of the vocabulary with its id", l->stage,
+                      names[k]);
+    ids[k] = (int32_t)v;
+  }
+  *s = (chi_post){.kind = CHI_POST_TEMPLATE, .ids = ids, .n_before = 1, .n_ids = 2};
+  return 0;
+}
+
 static int post_processor(loader *l, const json_t *o, const char *type) {
   int rc = 0;
-  bool is_template = strcmp(type, "TemplateProcessing") == 0, trim = true;
-  if (!is_template && strcmp(type, "ByteLevel") != 0) return unsupported(l, "type", type);
-  CHI_TRY(room(l, l->t->n_post));
-  chi_post *s = &l->t->post[l->t->n_post];
-  *s = (chi_post){.kind = is_template ? CHI_POST_TEMPLATE : CHI_POST_TRIM, .prefix_space = true};
-  if (is_template) {
-    CHI_TRY(template_processing(l, o, s));
-  } else {
+  chi_tokenizer *t = l->t;
+  bool bytes = strcmp(type, "ByteLevel") == 0, roberta = strcmp(type, "RobertaProcessing") == 0;
+  bool bert = strcmp(type, "BertProcessing") == 0, is_template = strcmp(type, "TemplateProcessing") == 0;
+  if (!bytes && !roberta && !bert && !is_template) return unsupported(l, "type", type);
+  CHI_TRY(room(l, t->n_post + 1));
+  if (bytes || roberta) {
+    bool trim = true, prefix_space = true;
     CHI_TRY(bool_field(l, &trim, o, "trim_offsets"));
-    CHI_TRY(bool_field(l, &s->prefix_space, o, "add_prefix_space"));
+    CHI_TRY(bool_field(l, &prefix_space, o, "add_prefix_space"));
+    if (trim) t->post[t->n_post++] = (chi_post){.kind = CHI_POST_TRIM, .prefix_space = prefix_space};
   }
-  if (is_template || trim) l->t->n_post++;
+  if (is_template) {
+    t->post[t->n_post] = (chi_post){.kind = CHI_POST_TEMPLATE};
+    CHI_TRY(template_processing(l, o, &t->post[t->n_post]));
+    t->n_post++;
+  }
+  if (bert || roberta) {
+    CHI_TRY(cls_and_sep(l, o, &t->post[t->n_post]));
+    t->n_post++;
+  }
 out:
   return rc;
 }
@@ -258,7 +316,8 @@ static int decoder(loader *l, const json_t *o, const char *type) {
     const char *name;
     chi_dec_kind kind;
   } kinds[] = {{"ByteLevel", CHI_DEC_BYTELEVEL},        {"Metaspace", CHI_DEC_METASPACE}, {"Replace", CHI_DEC_REPLACE},
-               {"ByteFallback", CHI_DEC_BYTE_FALLBACK}, {"Fuse", CHI_DEC_FUSE},           {"Strip", CHI_DEC_STRIP}};
+               {"ByteFallback", CHI_DEC_BYTE_FALLBACK}, {"Fuse", CHI_DEC_FUSE},           {"Strip", CHI_DEC_STRIP},
+               {"WordPiece", CHI_DEC_WORDPIECE}};
   int rc = 0;
   size_t k = 0;
   bool split = true;
@@ -271,6 +330,11 @@ static int decoder(loader *l, const json_t *o, const char *type) {
   if (s->kind == CHI_DEC_REPLACE) {
     CHI_TRY(text_field(l, &s->text, o, "content"));
     CHI_TRY(pattern_field(l, &s->pattern, o));
+  }
+  if (s->kind == CHI_DEC_WORDPIECE) {
+    s->cleanup = true;
+    CHI_TRY(text_field(l, &s->text, o, "prefix"));
+    CHI_TRY(bool_field(l, &s->cleanup, o, "cleanup"));
   }
   if (s->kind == CHI_DEC_STRIP) {
     CHI_TRY(text_field(l, &s->text, o, "content"));

@@ -7,14 +7,26 @@
 /* ---- tokenizer: immutable after load, safe to share between threads ------------------------------------- */
 typedef struct chi_tokenizer chi_tokenizer;
 /* Reads dir/tokenizer.json (+ tokenizer_config.json, special_tokens_map.json where present). BPE models: byte-level
- * (GPT-2, Llama 3, Qwen styles) and SentencePiece-style with byte fallback (Llama 2). Every normalizer, pre-tokenizer,
- * post-processor and decoder type that we do not implement is refused by name. */
+ * (GPT-2, OPT, CodeGen/Phi-2, Llama 3, Qwen styles) and SentencePiece-style with byte fallback (Llama 2); WordPiece
+ * (BERT). Every normalizer, pre-tokenizer, post-processor and decoder type that we do not implement is refused by name.
+ * Without tokenizer.json, in this order:
+ *   tokenizer.model          SentencePiece BPE with byte fallback, as Llama uses it
+ *   vocab.json + merges.txt  the classes GPT2Tokenizer (OPT too), CodeGenTokenizer, Qwen2Tokenizer. The class comes from
+ *                            tokenizer_config.json, else from config.json's model_type. BOS is put before the text
+ *                            where "add_bos_token" is true, or absent and the model is an OPT
+ *   vocab.txt                BertTokenizer
+ * with added_tokens.json. Other classes and kinds are refused with the command that converts the folder. */
 int chi_tokenizer_load(chi_tokenizer **out, const char *dir, chi_err *err);
 int chi_tokenizer_parse(chi_tokenizer **out, const char *json, size_t len, const char *what, chi_err *err); /* fuzz door */
+int chi_tokenizer_parse_spm(chi_tokenizer **out, const uint8_t *bytes, size_t len, const char *what,
+                            chi_err *err); /* the same for tokenizer.model */
 /* From the vocabulary inside a GGUF file (file/gguf.h, docs/gguf.md). */
 struct chi_gguf;
 int chi_tokenizer_from_gguf(chi_tokenizer **out, const struct chi_gguf *g, chi_err *err);
 void chi_tokenizer_free(chi_tokenizer *t);
+/* Makes the text `content` a special token with this id, before the tokenizer is shared: a picture token for checkpoints
+ * that have none. Refused where either is taken by another. */
+int chi_tokenizer_add(chi_tokenizer *t, const char *content, int32_t id, chi_err *err);
 
 typedef struct chi_tokens {
   int32_t *id;

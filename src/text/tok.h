@@ -1,7 +1,8 @@
 /* tok: the tokenizer's own parts. Included by the files of this folder only.
  *
  * Encoding is a chain of steps over one growing string of bytes, each byte carrying the range of input bytes that it came
- * from (chi_nstr):  added tokens -> normalizers -> normalized added tokens -> pre-tokenizers -> BPE -> post-processors.
+ * from (chi_nstr):  added tokens -> normalizers -> normalized added tokens -> pre-tokenizers -> BPE or word pieces ->
+ * post-processors.
  * Sequences of the JSON file are flattened at load, so each stage is a plain list.
  */
 #ifndef CHI_TEXT_TOK_H
@@ -24,7 +25,7 @@ void chi_utf8_lossy(chi_str *out, const char *s, size_t n);
 bool chi_is_space(uint32_t cp);  /* Unicode White_Space */
 bool chi_is_mark(uint32_t cp);   /* category M* */
 bool chi_is_number(uint32_t cp); /* category N* */
-bool chi_is_punct(uint32_t cp);  /* category P* or an ASCII symbol */
+bool chi_is_punct(uint32_t cp);  /* category P* of Unicode 8.0, or an ASCII symbol */
 bool chi_is_word(uint32_t cp);   /* letter, mark, decimal digit, connector */
 uint32_t chi_to_lower(uint32_t cp);
 
@@ -106,6 +107,9 @@ typedef enum chi_norm_kind {
   CHI_NORM_LOWERCASE,
   CHI_NORM_STRIP,
   CHI_NORM_STRIP_ACCENTS,
+  CHI_NORM_BERT_CLEAN, /* these three are parts of BertNormalizer */
+  CHI_NORM_BERT_HAN,
+  CHI_NORM_BERT_MARKS,
 } chi_norm_kind;
 typedef struct chi_norm {
   chi_norm_kind kind;
@@ -157,13 +161,15 @@ typedef enum chi_dec_kind {
   CHI_DEC_BYTE_FALLBACK,
   CHI_DEC_FUSE,
   CHI_DEC_STRIP,
+  CHI_DEC_WORDPIECE,
 } chi_dec_kind;
 typedef struct chi_dec {
   chi_dec_kind kind;
   chi_pattern pattern; /* replace */
-  const char *text;    /* replace; metaspace's replacement; strip's character */
+  const char *text;    /* replace; metaspace's replacement; strip's character; word piece's prefix */
   chi_scheme scheme;   /* metaspace */
   int64_t start, stop; /* strip */
+  bool cleanup;        /* word piece */
 } chi_dec;
 
 /* ---- the tokenizer ----------------------------------------------------------------------------------------- */
@@ -193,6 +199,9 @@ struct chi_tokenizer {
   int32_t unk, bos, eos;
   int32_t byte_id[256]; /* "<0x00>".. or -1 */
   bool byte_fallback, fuse_unk, ignore_merges;
+  bool wordpiece; /* else BPE */
+  int64_t max_word_chars;
+  chi_trie word, inside;    /* word piece: entries at the start of a word, and after it (prefix taken off) */
   chi_trie raw, normalized; /* added tokens found before and after normalization */
   chi_norm norm[CHI_MAX_STEPS];
   chi_pre pre[CHI_MAX_STEPS];
@@ -206,6 +215,33 @@ int chi_tok_new(chi_tokenizer **out, const json_t *root, const char *what, chi_e
 
 /* steps_json.c: fills the four lists from their objects (NULL or JSON null = none). */
 int chi_tok_steps(chi_tokenizer *t, const json_t *root, chi_err *err);
+
+/* A small JSON file of the folder, NULL where there is none. Integers are read as reals: "model_max_length": 10^30 is
+ * common. Caller: json_decref. */
+int chi_tok_config(json_t **out, const char *dir, const char *name, chi_err *err);
+
+/* slow.c: the tokenizer of a folder without tokenizer.json. */
+int chi_tok_slow(chi_tokenizer **out, const char *dir, chi_err *err);
+/* {"type": "TemplateProcessing"} around the text: ids before and after it, -1 = none. */
+json_t *chi_tok_around(int32_t before, int32_t after);
+
+/* spm.c: a SentencePiece BPE vocabulary. Pairs merge by the score of the piece that they make, the leftmost of equals
+ * first, as in SentencePiece; characters without a piece become bytes. Special tokens in the text are recognised; the
+ * text after one gets the dummy prefix again if `legacy`. */
+typedef struct chi_spm {
+  size_t n;
+  const char *const *piece; /* [n], by id */
+  const float *score;       /* [n] */
+  const uint8_t *type;      /* [n]: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte */
+  int32_t bos, eos;         /* -1 = none */
+  bool add_bos, add_eos;    /* around the text */
+  bool dummy_prefix;        /* a space before the text */
+  bool legacy;
+} chi_spm;
+/* A tokenizer.model file. Refused: not BPE, no byte fallback, normalization rules, white space removed or a suffix. bos,
+ * eos, add_bos, add_eos and legacy come from `how`; how = NULL: the file's ids, BOS added, legacy. */
+int chi_tok_spm(chi_tokenizer **out, const uint8_t *bytes, size_t len, const chi_spm *how, const char *what,
+                chi_err *err);
 
 /* The 256 characters that byte-level tokenizers write for bytes. */
 uint32_t chi_byte_char(uint8_t b);
@@ -226,6 +262,16 @@ int chi_bpe_new(chi_bpe **out, chi_err *err);
 void chi_bpe_free(chi_bpe *b);
 int chi_bpe_piece(const chi_tokenizer *t, chi_bpe *b, const char *s, const chi_range *at, size_t n, chi_tokens *out,
                   chi_err *err);
+/* wordpiece.c: reads what the model object says beyond its vocabulary; one piece to ids. */
+int chi_wordpiece_load(chi_tokenizer *t, const json_t *model, chi_err *err);
+int chi_wordpiece_piece(const chi_tokenizer *t, const char *s, const chi_range *at, size_t n, chi_tokens *out,
+                        chi_err *err);
+/* bert_chars.c: BertNormalizer's characters. */
+bool chi_bert_dropped(uint32_t cp);  /* control, format, private, NUL, U+FFFD */
+bool chi_bert_han(uint32_t cp);      /* gets a space on both sides */
+bool chi_is_nonspacing(uint32_t cp); /* category Mn of Unicode 8.0 */
+/* Word-piece decoding of token k: the prefix goes or a space comes; clean-up of the spaces before punctuation. */
+void chi_wordpiece_show(const chi_dec *step, chi_str *out, const char *s, size_t n, bool first);
 int chi_tokens_push(chi_tokens *t, int32_t id, chi_range at, chi_err *err);
 
 #endif

@@ -97,8 +97,14 @@ static int load_model(chi_tokenizer *t, const json_t *model, chi_err *err) {
   double dropout = 0;
   if (!json_is_object(model)) return chi_fail(err, CHI_ERR_FORMAT, "\"model\" is missing");
   CHI_TRY(chi_json_str_opt(&type, model, "type", "model", err));
-  if (type && strcmp(type, "BPE") != 0)
-    return chi_fail(err, CHI_ERR_UNSUPPORTED, "model: type \"%s\" is not supported (BPE is)", type);
+  /* Old files name no type: only word pieces have this limit. */
+  t->wordpiece = type ? strcmp(type, "WordPiece") == 0 : json_object_get(model, "max_input_chars_per_word") != NULL;
+  if (type && strcmp(type, "BPE") != 0 && !t->wordpiece)
+    return chi_fail(err, CHI_ERR_UNSUPPORTED, "model: type \"%s\" is not supported (BPE and WordPiece are)", type);
+  if (t->wordpiece) {
+    CHI_TRY(load_vocab(t, json_object_get(model, "vocab"), err));
+    return chi_wordpiece_load(t, model, err);
+  }
   if (!json_is_null(json_object_get(model, "dropout")))
     CHI_TRY(chi_json_f64_opt(&dropout, model, "dropout", "model", err));
   if (dropout != 0) return chi_fail(err, CHI_ERR_UNSUPPORTED, "model: dropout %g is not supported", dropout);
@@ -230,6 +236,8 @@ void chi_tokenizer_free(chi_tokenizer *t) {
   chi_u64map_free(&t->merges);
   chi_trie_free(&t->raw);
   chi_trie_free(&t->normalized);
+  chi_trie_free(&t->word);
+  chi_trie_free(&t->inside);
   chi_free(t->piece);
   chi_arena_free(&t->arena);
   chi_free(t);
@@ -287,27 +295,34 @@ out:
   return rc;
 }
 
-/* Only names and tokens are read here. Integers are taken as reals: "model_max_length": 10^30 is common. */
-static int load_names(chi_tokenizer *t, const char *dir, const char *name, chi_err *err) {
+int chi_tok_config(json_t **out, const char *dir, const char *name, chi_err *err) {
   char path[4096], *text = NULL;
   size_t len = 0;
-  json_t *config = NULL;
   json_error_t why;
   int rc = 0;
+  *out = NULL;
   CHI_TRY(chi_path_join(path, sizeof path, dir, name, err));
   if (!chi_file_exists(path)) return 0;
   CHI_TRY(chi_read_file(&text, &len, path, CONFIG_MAX, err));
-  config = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &why);
-  if (!config) {
+  *out = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &why);
+  if (!*out)
     rc = chi_fail(err, CHI_ERR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", path, why.line, why.column,
                   why.text);
-    goto out;
-  }
+out:
+  chi_free(text);
+  return rc;
+}
+
+static int load_names(chi_tokenizer *t, const char *dir, const char *name, chi_err *err) {
+  char path[4096];
+  json_t *config = NULL;
+  int rc = 0;
+  CHI_TRY(chi_path_join(path, sizeof path, dir, name, err));
+  CHI_TRY(chi_tok_config(&config, dir, name, err));
   CHI_TRY(config_tokens(t, config, path, err));
   named_token(t, config, "bos_token", &t->bos);
   named_token(t, config, "eos_token", &t->eos);
 out:
-  chi_free(text);
   json_decref(config);
   return rc;
 }
@@ -319,14 +334,12 @@ int chi_tokenizer_load(chi_tokenizer **out, const char *dir, chi_err *err) {
   int rc = 0;
   *out = NULL;
   CHI_TRY(chi_path_join(path, sizeof path, dir, "tokenizer.json", err));
-  if (!chi_file_exists(path)) {
-    rc = chi_fail(err, CHI_ERR_IO,
-                  "%s: no such file (a checkpoint folder needs tokenizer.json; transformers' AutoTokenizer writes one)",
-                  path);
-    goto out;
+  if (chi_file_exists(path)) {
+    CHI_TRY(chi_json_load(&root, path, FILE_MAX, err));
+    CHI_TRY(chi_tok_new(&t, root, path, err));
+  } else {
+    CHI_TRY(chi_tok_slow(&t, dir, err));
   }
-  CHI_TRY(chi_json_load(&root, path, FILE_MAX, err));
-  CHI_TRY(chi_tok_new(&t, root, path, err));
   CHI_TRY(load_names(t, dir, "tokenizer_config.json", err));
   CHI_TRY(load_names(t, dir, "special_tokens_map.json", err));
   *out = t;
@@ -334,5 +347,22 @@ int chi_tokenizer_load(chi_tokenizer **out, const char *dir, chi_err *err) {
 out:
   json_decref(root);
   chi_tokenizer_free(t);
+  return rc;
+}
+
+int chi_tokenizer_add(chi_tokenizer *t, const char *content, int32_t id, chi_err *err) {
+  static const char where[] = "added token";
+  int32_t known = chi_token_id(t, content);
+  if (!*content || (known >= 0 && known != id))
+    return chi_fail(err, CHI_ERR_ARG, "token \"%.40s\" cannot be added as %d: it is %d already", content, (int)id,
+                    (int)known);
+  if (id >= 0 && id < t->n_ids && t->piece[id].flags && known != id)
+    return chi_fail(err, CHI_ERR_ARG, "token \"%.40s\" cannot be added as %d: that is \"%.40s\"", content, (int)id,
+                    t->piece[id].s);
+  json_t *o = json_pack("{s:s, s:b}", "content", content, "special", 1);
+  if (!o) return chi_fail(err, CHI_ERR_ARG, "an added token is not valid UTF-8, or memory is out");
+  int rc = add_token(t, o, id, where, err);
+  if (rc == 0) rc = index_token(t, o, where, err);
+  json_decref(o);
   return rc;
 }

@@ -7,11 +7,13 @@ of every line, as checksums.
 Pinned: tokenizers 0.23.3 (the reference), Python >= 3.10. The files:
   corpus.txt        one text a line; \\n, \\r, \\0 and \\\\ are escapes
   own/NAME.json     a tokenizer trained here on the generated text (no third-party vocabulary)
-  own/NAME.bin      per line three little-endian u32: CRC-32 of the ids (i32), of the byte offsets (i32 begin, end; 0 = not
-                    compared, see below), of decode(ids) + NUL + decode(ids, skip_special_tokens)
+  own/NAME.bin      per line a little-endian u32: the CRC-32 of the ids (i32), the byte offsets (i32 begin, end) where they
+                    are compared (see below) and decode(ids) + NUL + decode(ids, skip_special_tokens); its lowest bit is
+                    replaced: 1 = with offsets
   variants.json     changes to an own tokenizer that switch on one feature each, with the indices of the lines they run on
-  variants.bin      the same three numbers per variant and line
-  real.json, real/  the same for models/demo and for public tokenizers that scripts/get_tokenizers.sh fetches; only checksums
+  variants.bin      the same per variant and line
+  spm/              sentencepiece_fixture.py
+  real.json, real/  ("classes": see class_checksum); the same for models/demo and for public tokenizers that scripts/get_tokenizers.sh fetches; only checksums
                     are kept here
 and fuzz/corpus/tokenizer.
 Decoded text is taken up to its first NUL. Offsets are not compared where Unicode normalization changed the line (the
@@ -207,7 +209,7 @@ def template(before=(), after=(), ids=None):
     sp = lambda t: {"SpecialToken": {"id": t, "type_id": 0}}
     single = [sp(t) for t in before] + [{"Sequence": {"id": "A", "type_id": 0}}] + [sp(t) for t in after]
     return {"type": "TemplateProcessing", "single": single, "pair": single + [{"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in set(before) | set(after)}}
+            "special_tokens": {t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in sorted(set(before) | set(after))}}
 
 
 def token(content, id_, special=True, lstrip=False, rstrip=False, single_word=False, normalized=False):
@@ -271,12 +273,47 @@ def own_tokenizers(lines):
     j["post_processor"] = byte_level(False, False, False)
     j["decoder"] = byte_level(False, False, False)
     out["qwen"] = j
+    out.update(slow_styles(text, alphabet))
+    return out
+
+
+def slow_styles(text, alphabet):
+    """Styles whose checkpoints often lack tokenizer.json, put together as transformers' converters do."""
+    out = {}
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    j = train(text, 1300, special, pre=pre_tokenizers.ByteLevel(add_prefix_space=False), alphabet=alphabet)
+    j["model"]["merges"] = [" ".join(m) for m in j["model"]["merges"]]
+    j["post_processor"] = template(["</s>"], ids={"</s>": 2})
+    j["decoder"] = byte_level(True)
+    out["opt"] = j
+    j = train(text, 1300, ["<|endoftext|>"], pre=pre_tokenizers.ByteLevel(add_prefix_space=False), alphabet=alphabet)
+    j["model"]["merges"] = [" ".join(m) for m in j["model"]["merges"]]
+    n = len(j["model"]["vocab"])
+    runs = [" " * k for k in range(31, 1, -1)] + ["\t" * k for k in range(9, 1, -1)]
+    j["added_tokens"] += [token(t, n + i, special=False, normalized=True) for i, t in enumerate(runs)]
+    j["decoder"] = byte_level(True)
+    out["codegen"] = j
+    for name, lower in (("bert", True), ("bert-cased", False)):
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        norm = normalizers.BertNormalizer(lowercase=lower)
+        tok = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tok.normalizer, tok.pre_tokenizer = norm, pre_tokenizers.BertPreTokenizer()
+        tok.train_from_iterator(text, trainers.WordPieceTrainer(vocab_size=1300, special_tokens=special, show_progress=False, limit_alphabet=500))
+        j = json.loads(tok.to_str())
+        if lower:
+            j["post_processor"] = template(["[CLS]"], ["[SEP]"], ids={"[CLS]": 2, "[SEP]": 3})
+        else:
+            j["post_processor"] = {"type": "BertProcessing", "cls": ["[CLS]", 2], "sep": ["[SEP]", 3]}
+            j["model"]["max_input_chars_per_word"] = 20
+        j["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": lower}
+        out[name] = j
     return out
 
 
 # ---- variants: one feature each -------------------------------------------------------------------------------
 def variants(own):
     v = []
+    B = "bert"
 
     def add(name, base, model=None, **top):
         v.append({"name": name, "base": base, "set": top, "model": model or {}})
@@ -343,6 +380,14 @@ def variants(own):
     add("added-normalized-lower", L, added_tokens=flags(normalized=True, single_word=True), normalizer={"type": "Lowercase"})
     add("added-normalized-lstrip", M, added_tokens=flags(normalized=True, lstrip=True))
     add("added-overlap", L, added_tokens=base + [token("<s", n), token("<|", n + 1, special=False), token("<|im_", n + 2), token("<|im_start|><", n + 3), token(" <s>", n + 4), token("  ", n + 5, False)])
+    for lower in (True, False):
+        for marks in (True, False, None):
+            add("bert-%s-%s" % (lower, marks), B, normalizer={"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": marks, "lowercase": lower})
+    add("bert-raw", B, normalizer={"type": "BertNormalizer", "clean_text": False, "handle_chinese_chars": False, "strip_accents": False, "lowercase": False})
+    add("bert-roberta", G, post_processor={"type": "RobertaProcessing", "cls": ["!", 1], "sep": ["<|endoftext|>", 0], "trim_offsets": True, "add_prefix_space": False})
+    add("bert-roberta-whole", G, post_processor={"type": "RobertaProcessing", "cls": ["!", 1], "sep": ["<|endoftext|>", 0], "trim_offsets": False, "add_prefix_space": True})
+    add("wordpiece-bytes", B, pre_tokenizer={"type": "Whitespace"}, normalizer=None, model={"continuing_subword_prefix": "", "max_input_chars_per_word": 7})
+    add("wordpiece-clean", B, decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}, pre_tokenizer=None)
     g = len(own[G]["model"]["vocab"])
     add("added-trim", G, post_processor=byte_level(True, True), added_tokens=own[G]["added_tokens"] + [token("<image>", g, lstrip=True, rstrip=True), token(" a ", g + 1, special=False)])
     return v
@@ -353,7 +398,13 @@ def fuzz_seeds(own, vs):
     keep = {"llama2": 40, "llama2-metaspace": 40, "gpt2": 30, "llama3": 30, "qwen": 30}
     small = {}
     for name, j in own.items():
+        if name not in keep and name != "bert": continue
         j = copy.deepcopy(j)
+        if name == "bert":
+            v = j["model"]["vocab"]
+            j["model"]["vocab"] = {t: i for i, t in enumerate([t for t in v if v[t] < 60] + ["the", "##s", "##er", "wh", "##at"])}
+            small[name] = j
+            continue
         vocab = sorted(j["model"]["vocab"].items(), key=lambda x: x[1])
         merges = [m if isinstance(m, list) else m.split(" ") for m in j["model"]["merges"]][:keep[name]]
         need = {"".join(m) for m in merges} | {p for m in merges for p in m} | {t["content"] for t in j["added_tokens"]}
@@ -393,11 +444,26 @@ def measure(tok, text, unicode_norm, offsets=True):
     off = b"".join(struct.pack("<2i", at[a], at[b]) for a, b in enc.offsets)
     dec = nul(tok.decode(enc.ids, skip_special_tokens=False).encode()) + b"\0" + nul(tok.decode(enc.ids).encode())
     compared = offsets and all(unicodedata.normalize(f, text) == text for f in unicode_norm)
-    return struct.pack("<3I", zlib.crc32(ids), zlib.crc32(off) or 1 if compared else 0, zlib.crc32(dec))
+    return struct.pack("<I", zlib.crc32(ids + (off if compared else b"") + dec) & ~1 | compared)
+
+
+def class_checksum():
+    """CRC-32 over one byte a code point (no surrogates): what BertNormalizer and the punctuation splitter make of it."""
+    bert = lambda **on: normalizers.BertNormalizer(**{**dict(clean_text=False, handle_chinese_chars=False, strip_accents=False, lowercase=False), **on})
+    clean, han, marks, punct = bert(clean_text=True), bert(handle_chinese_chars=True), bert(strip_accents=True), pre_tokenizers.Punctuation()
+    nfd, out = normalizers.NFD(), bytearray()
+    for c in range(0x110000):
+        if 0xD800 <= c < 0xE000: continue
+        ch = chr(c)
+        bits = (clean.normalize_str(ch) == "") | (han.normalize_str(ch) != ch) << 1 | (len(punct.pre_tokenize_str("a" + ch)) > 1) << 2
+        out.append(bits | (nfd.normalize_str(ch) == ch and marks.normalize_str(ch) == "") << 3)
+    return zlib.crc32(bytes(out))
 
 
 def forms(j):
-    return [f for f in ("NFC", "NFD", "NFKC", "NFKD") if '"%s"' % f in json.dumps(j.get("normalizer"))]
+    norm = j.get("normalizer") or {}
+    if norm.get("type") == "BertNormalizer": return ["NFD"] if norm.get("strip_accents", norm["lowercase"]) is not False else []
+    return [f for f in ("NFC", "NFD", "NFKC", "NFKD") if '"%s"' % f in json.dumps(norm)]
 
 
 def reference(j):
@@ -424,9 +490,10 @@ def main():
     args = ap.parse_args()
     lines = make_corpus()
     write(os.path.join(OUT, "corpus.txt"), "".join(escape(l) + "\n" for l in lines).encode())
-    names = ["llama2", "llama2-metaspace", "gpt2", "llama3", "qwen"]
+    names = ["llama2", "llama2-metaspace", "gpt2", "llama3", "qwen", "opt", "codegen", "bert", "bert-cased"]
     paths = {name: os.path.join(OUT, "own", name + ".json") for name in names}
-    own = own_tokenizers(lines) if args.train else {name: json.load(open(path)) for name, path in paths.items()}
+    own = {name: json.load(open(path)) for name, path in paths.items() if os.path.exists(path) and not args.train}
+    if len(own) < len(names): own = {**own_tokenizers(lines), **own}
     for name, j in own.items():
         write(paths[name], json.dumps(j, ensure_ascii=False, separators=(",", ":")).encode())
         write(os.path.join(OUT, "own", name + ".bin"), run(j, lines))
@@ -450,8 +517,19 @@ def main():
         raw = open(os.path.join(path, "tokenizer.json"), "rb").read()
         real[name] = {"sha256": hashlib.sha256(raw).hexdigest()}
         write(os.path.join(OUT, "real", name + ".bin"), run(json.loads(raw), lines))
+    if "gpt2" in dirs:  # Phi-2's tokenizer is GPT-2's with runs of spaces and tabs behind it
+        raw = open(os.path.join(dirs["gpt2"], "tokenizer.json"), "rb").read()
+        j = json.loads(raw)
+        n = len(j["model"]["vocab"])
+        runs = [" " * k for k in range(31, 1, -1)] + ["\t" * k for k in range(9, 1, -1)]
+        j["added_tokens"] += [token(t, n + i, special=False, normalized=True) for i, t in enumerate(runs)]
+        j["post_processor"] = None
+        real["codegen"] = {"sha256": hashlib.sha256(raw).hexdigest()}
+        write(os.path.join(OUT, "real", "codegen.bin"), run(j, lines))
+    real["classes"] = class_checksum()
     write(os.path.join(OUT, "real.json"), json.dumps(real, indent=2).encode() + b"\n")
     print("%d lines, %d own, %d variants, %d others" % (len(lines), len(own), len(vs), len(dirs)))
 
 
-main()
+if __name__ == "__main__":
+    main()
