@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "analyze/plan_json.h"
 #include "cli.h"
 #include "report/trace_report.h"
 
@@ -150,7 +151,7 @@ out:
   return rc;
 }
 
-static int dump_plan(const chi_trace *t, const chi_prompt *p, const char *path, chi_err *err);
+static int dump_plan(const chi_trace *t, const char *image, const char *donor, const char *path, chi_err *err);
 
 static int run(cli *c, void *v, chi_err *err) {
   args *a = v;
@@ -184,7 +185,7 @@ static int run(cli *c, void *v, chi_err *err) {
   prov.has_seed = true;
   prov.seed = a->seed;
   CHI_TRY(chi_trace_run(&t, m, p, &o, err));
-  if (a->dump_plan) CHI_TRY(dump_plan(t, p, a->dump_plan, err));
+  if (a->dump_plan) CHI_TRY(dump_plan(t, image, a->donor, a->dump_plan, err));
   if (a->out) CHI_TRY(chi_trace_write(t, &prov, a->out, err));
   if (a->c.json) {
     CHI_TRY(chi_trace_json(&j, t, &prov, err));
@@ -207,9 +208,20 @@ out:
   return rc;
 }
 
-static int dump_plan(const chi_trace *t, const chi_prompt *p, const char *path, chi_err *err) {
-  (void)t, (void)p, (void)path;
-  return chi_fail(err, CHI_ERR_UNSUPPORTED, "--dump-plan is not built yet");
+/* The whole map's plan: pictures are named by their files, so that `chiasm run` repeats every cell. */
+static int dump_plan(const chi_trace *t, const char *image, const char *donor, const char *path, chi_err *err) {
+  int rc = 0;
+  chi_plan *plan = NULL;
+  chi_plan_picture pic[3];
+  size_t n = 0;
+  if (image) pic[n++] = (chi_plan_picture){t->prompt->pixels, image};
+  if (t->donor) pic[n++] = (chi_plan_picture){t->donor->pixels, donor};
+  CHI_TRY(chi_trace_plan(&plan, t, err));
+  chi_plan_save_opts o = {.pictures = pic, .n_pictures = n, .report_row = t->prompt->n_rows - 1, .target = t->target};
+  CHI_TRY(chi_plan_save(plan, &t->model->net, &o, path, err));
+out:
+  chi_plan_free(plan);
+  return rc;
 }
 
 const cli_command cmd_trace = {
