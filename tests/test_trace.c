@@ -141,6 +141,13 @@ static void test_fixture_maps(void **state) {
   all_maps("tests/fixtures/tiny-blip2", "tests/fixtures/tiny-blip2/maps.safetensors", 20);
 }
 
+static void test_family_maps(void **state) { /* parallel blocks; learned positions; a SigLIP tower */
+  (void)state;
+  all_maps("tests/fixtures/tiny-phi", "tests/fixtures/tiny-phi/maps.safetensors", 3);
+  all_maps("tests/fixtures/tiny-gpt2", "tests/fixtures/tiny-gpt2/maps.safetensors", 3);
+  all_maps("tests/fixtures/tiny-bunny", "tests/fixtures/tiny-bunny/maps.safetensors", 3);
+}
+
 static void test_planted_maps(void **state) {
   (void)state;
   all_maps("tests/fixtures/planted-kv", "tests/fixtures/planted-kv/maps.safetensors", 7);
@@ -288,9 +295,9 @@ static void test_target_text(void **state) {
 int main(void) {
   chi_err err = {0};
   if (chi_cpu_init(NULL, &err)) return 1;
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_fixture_maps),    cmocka_unit_test(test_planted_maps),
-                                     cmocka_unit_test(test_planted_truth),   cmocka_unit_test(test_demo_maps_seen),
-                                     cmocka_unit_test(test_demo_maps_named), cmocka_unit_test(test_corruptions),
-                                     cmocka_unit_test(test_target_text)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_fixture_maps),   cmocka_unit_test(test_family_maps),
+                                     cmocka_unit_test(test_planted_maps),   cmocka_unit_test(test_planted_truth),
+                                     cmocka_unit_test(test_demo_maps_seen), cmocka_unit_test(test_demo_maps_named),
+                                     cmocka_unit_test(test_corruptions),    cmocka_unit_test(test_target_text)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,6 @@
-"""Whole causal maps of tests/fixtures/tiny-gqa: maps.safetensors beside it, checked against llava_plain.py in float64."""
+"""Whole causal maps of tests/fixtures/tiny-gqa: maps.safetensors beside it, checked against llava_plain.py in float64; and
+short ones (substitution, single layers) of tiny-phi and tiny-bunny, whose blocks run attention and MLP side by side, and of
+tiny-gpt2, whose positions are added to the token embeddings."""
 import numpy as np
 import torch
 from PIL import Image
@@ -64,5 +66,27 @@ def main():
             print(f"  {k}: {np.min(m):.4f} .. {np.max(m):.4f}")
 
 
+def short(name, prompt, replace):
+    folder = FIXTURES / name
+    model, tok = capture_ref.load(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    extra, pixels, rows = {}, None, 1
+    if "<image>" in prompt:
+        import tiny_families
+        cfg = {**tiny_families.preprocessor(tiny_families.SPECS[name]), "do_pad": True}
+        extra = {"picture": "picture.png"}
+        pixels, rows = preprocess(Image.open(folder / "picture.png"), cfg), tiny_families.image_rows(model.config)
+    item = trace_ref.Item(tok, prompt, rows)
+    windows = trace_ref.WINDOWS[:1]
+    out = trace_ref.trace(trace_ref.Rig(model), item, pixels, item.replaced(replace), windows=windows)
+    trace_ref.check(out)
+    save_states(folder / "maps.safetensors", out, {"prompt": item.prompt, "constraint": item.words, "replace": replace,
+                                                   "states_sha256": sha256(folder / "states.safetensors"), **extra})
+    print(f"{name}: p clean {float(out['p_clean'][0]):.4f}, corrupted {float(out['p_corr'][0]):.4f}, "
+          f"mlp {out['sub.mlp.w1'].min():.4f} .. {out['sub.mlp.w1'].max():.4f}")
+
+
 if __name__ == "__main__":
     main()
+    short("tiny-phi", "What is the capital of [the flag]? ASSISTANT:", "that circle")
+    short("tiny-gpt2", "What is the capital of [the flag]? ASSISTANT:", "that circle")
+    short("tiny-bunny", "<image>\nWhat is the capital of [the flag]?", "that circle")

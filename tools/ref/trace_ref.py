@@ -39,8 +39,9 @@ class Rig:
 
     def __init__(self, model):
         self.model, self.record, self.edits = model, None, None
-        for i, block in enumerate(capture_ref.decoder(model).layers):
-            for site, module in (("attn", block.self_attn), ("mlp", block.mlp), ("hidden", block)):
+        row, layers, find = capture_ref.parts(model)
+        for i, block in enumerate(layers):
+            for site, module in (("attn", find(block, row["o"])), ("mlp", find(block, row["fc2"])), ("hidden", block)):
                 module.register_forward_hook(self.hook(site, i))
 
     def hook(self, site, layer):
@@ -70,7 +71,7 @@ def probability(logits, target):
 def maps(rig, base, source, positions, target, windows, sites=SITES, batch=1):
     """base [samples, T, d]: the runs that are patched; source: records of the run that values come from.
     windows: [(name, width, style)]. -> {"mlp.w1": [layers, positions] f64, ...}"""
-    layers = len(capture_ref.decoder(rig.model).layers)
+    layers = len(capture_ref.parts(rig.model)[1])
     n = base.shape[0]
     out = {}
     for site in sites:
@@ -150,7 +151,7 @@ def trace(rig, item, pixels, replacement=None, noise=None, donor_pixels=None, no
     target = int(logits[0].argmax()) if target is None else target
     out = {"input_ids": item.ids, "positions": item.positions, "span": item.span, "target": [target],
            "p_clean": probability(logits, target)}
-    layers = len(capture_ref.decoder(model).layers)
+    layers = len(capture_ref.parts(model)[1])
     for name, width, style in windows:
         lo_hi = [window(l, width, style, layers) for l in range(layers)]
         out[f"window.{name}"] = np.array(lo_hi)
