@@ -124,7 +124,7 @@ def naming_loss(model, labels, words, seen):
     return loss
 
 
-def train_step(model, batch, stage, image_at, words, seen, dense_weight):
+def train_step(model, batch, stage, image_at, words, seen):
     features = model.see(batch["pixels"])
     dense = dense_loss(model, features, batch["labels"], seen)
     features = features[:batch["asked"]]
@@ -142,7 +142,7 @@ def train_step(model, batch, stage, image_at, words, seen, dense_weight):
     seen["loss"].append(each.mean().item())
     # Every question counts the same, however long its answer is.
     share = 1.0 / batch["owner"].bincount().float()[batch["owner"]]
-    loss = (each * share).sum() / share.sum() + dense_weight * dense
+    loss = (each * share).sum() / share.sum() + (0.5 if stage == 2 else 1.0) * dense
     # Choosing among several things takes hops: from a told shape to its colour,
     # from the constraint words to the thing, and on to the answer. Asking for
     # each hop where it ends teaches them one by one.
@@ -195,14 +195,14 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--model", required=True, help="folder with world/ and tokenizer.json")
     ap.add_argument("--work", required=True, type=pathlib.Path, help="checkpoints and log")
-    ap.add_argument("--minutes", type=float, default=85.0)
+    ap.add_argument("--minutes", type=float, default=80.0)
     ap.add_argument("--steps", type=int, default=0, help="overrides --minutes")
-    ap.add_argument("--stage1", type=float, default=0.08, help="share of the first stage")
-    ap.add_argument("--pictures", type=int, default=16, help="pictures asked about, a batch")
-    ap.add_argument("--shown", type=int, default=32, help="further pictures for the tower")
+    ap.add_argument("--stage1", type=float, default=0.1, help="share of the first stage")
+    ap.add_argument("--pictures", type=int, default=14, help="pictures asked about, a batch")
+    ap.add_argument("--shown", type=int, default=16, help="further pictures for the tower")
     ap.add_argument("--texts", type=int, default=8, help="text rows in a batch")
     ap.add_argument("--named-share", type=float, default=0.35)
-    ap.add_argument("--rate", type=float, default=3e-3)
+    ap.add_argument("--rate", type=float, default=1.5e-3)
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--export-minutes", type=float, default=10.0)
@@ -217,7 +217,6 @@ def main():
     model.bfloat16()
     optimizer = Optimizer(model, args.rate)
     encoder = Encoder(tok)
-    image_at = encoder.image_at
     words = [torch.tensor([encoder.words(" " + c["name"])[0] for c in world.countries]),
              torch.tensor(encoder.shape_words), torch.tensor(encoder.color_words)]
     step, spent = 0, 0.0
@@ -239,8 +238,9 @@ def main():
         part.replace(checkpoint)
         export(model.llava, tok, args.model)
 
+    told = {k: v for k, v in vars(args).items() if k not in ("model", "work")}
     size = sum(p.numel() for p in model.llava.parameters())
-    say(f"# start step {step} spent {spent / 60:.1f} min, {size} parameters, {vars(args)}")
+    say(f"# start step {step} spent {spent / 60:.1f} min, {size} parameters, {told}")
     threads = Threads(args.threads)
     stage, batches, seen = 0, None, defaultdict(list)
     exported = clock = time.time()
@@ -254,7 +254,7 @@ def main():
         if now != stage:
             stage, batches = now, loader(args, now, args.seed * 100000 + step)
         threads.before(step)
-        train_step(model, next(batches), stage, image_at, words, seen, 0.5 if stage == 2 else 1.0)
+        train_step(model, next(batches), stage, encoder.image_at, words, seen)
         norm = optimizer.step(schedule(done, step))
         threads.after()
         step += 1
@@ -262,7 +262,8 @@ def main():
         clock = time.time()
         if step % 50 == 0:
             means = " ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in sorted(seen.items()))
-            say(f"step {step} min {spent / 60:.1f} stage {stage} threads {threads.best} norm {norm:.2f} {means}")
+            say(f"step {step} min {spent / 60:.1f} stage {stage} threads {threads.best} "
+                f"norm {norm:.2f} {means}")
             seen.clear()
         if time.time() - exported > 60 * args.export_minutes:
             keep()
