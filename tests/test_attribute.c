@@ -226,7 +226,7 @@ static double bias_logit(const chi_attribution *a, int layer, int32_t token) {
 }
 
 /* Of a head: its positions add up to it. Of a layer: heads + output bias = attention. Of the whole: embedding +
- * attention + MLP + biases = the model's own logit. B is linear, so logits of the vectors add as the vectors do; each is
+ * attention + MLP + biases = the model's own logit. B is linear, so logits add as the vectors do; each is
  * looked at through several tokens. Difference of two targets' increases = difference of their logits. */
 static void identities(const char *dir, chi_dtype_choice dtype, double tol) {
   fixture f;
