@@ -50,7 +50,7 @@ static bool check_text(const chi_model *m, const chi_st *st, const char *fixture
   const char *want_text = chi_st_meta(st, text_key);
   char *text = NULL;
   assert_non_null(want_text);
-  assert_works(chi_decode(m->tok, got, (size_t)n_want, true, &text, err));
+  assert_works(chi_decode(m->tok, got, (size_t)n_got, true, &text, err));
   if (all) assert_string_equal(text, want_text);
   chi_free(text);
   free(ids);

@@ -51,3 +51,26 @@ works 'run in pieces' run "$tiny" "$picture" "$question" --plan "$T/plan.json" -
 strip "$T/out4/run.json" | sed '/"generated"/d' >"$T/b"
 check 'pieces give the same numbers' cmp "$T/a" "$T/b"
 works 'the example plan' run "$tiny" "$picture" "$question" --plan "$T/plan.json" --target '#17' --top 2
+
+# ---- doctor
+for m in tiny-gqa tiny-llama tiny-opt tiny-phi tiny-blip2; do
+  if [ ! -f "tests/fixtures/$m/model.safetensors" ]; then continue; fi
+  for d in f32 bf16; do
+    works "doctor $m $d" doctor "tests/fixtures/$m" --dtype $d
+    check "doctor $m $d finds nothing" sh -c "[ \$(grep -c '^ok ' '$T/out') = 6 ] && ! grep -q FAILED '$T/out'"
+  done
+done
+
+# ---- traces as plans
+works 'trace' trace "$tiny" "$picture" "$question" --corrupt noise:3s,samples=2 --dump-plan "$T/trace-plan.json" --json
+cp "$T/out" "$T/trace.json"
+works 'run the plan of a trace' run "$tiny" --plan "$T/trace-plan.json" --json
+check 'the clean run has the same p' sh -c "
+  p=\$(awk '/\"clean\":/ { on = 1 } on && /\"p\":/ { print \$2; exit }' '$T/trace.json')
+  q=\$(awk '/\"branches\":/ { on = 1 } on && /\"p\":/ { print \$2; exit }' '$T/out')
+  [ -n \"\$p\" ] && [ \"\$p\" = \"\$q\" ]"
+
+# ---- where demo is
+mkdir "$T/data" && ln -s "$(pwd)/$tiny" "$T/data/demo"
+begin 'demo in CHIASM_DATA'
+if CHIASM_DATA=$T/data "$chiasm" info demo >"$T/out" 2>&1 && grep -qF "$T/data/demo" "$T/out"; then ok 'demo in CHIASM_DATA'; else bad 'demo in CHIASM_DATA' "$(head -c 300 "$T/out")"; fi
