@@ -10,7 +10,8 @@ set -eu
 tools='cc:gcc cmake:cmake ninja:ninja-build pkg-config:pkg-config make:make'
 dev_tools='clang:clang clang-format:clang-format cppcheck:cppcheck git:git'
 libs='jansson:libjansson-dev libpcre2-8:libpcre2-dev libutf8proc:libutf8proc-dev libjpeg:libjpeg-dev
-  libpng:libpng-dev pangocairo:libpango1.0-dev cairo:libcairo2-dev sqlite3:libsqlite3-dev cmocka:libcmocka-dev'
+  libpng:libpng-dev libwebp:libwebp-dev pangocairo:libpango1.0-dev cairo:libcairo2-dev sqlite3:libsqlite3-dev
+  cmocka:libcmocka-dev'
 
 case "${1:-}" in
   --dev) tools="$tools $dev_tools" ;;

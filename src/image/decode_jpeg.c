@@ -19,6 +19,7 @@ typedef struct jpeg_state {
   struct jpeg_progress_mgr progress;
   jmp_buf jump;
   chi_image im;
+  uint8_t *cmyk; /* a row of a CMYK picture */
   chi_err *err;
   const char *what;
   size_t n;
@@ -78,12 +79,8 @@ static int check_header(jpeg_state *s) {
   int rc = chii_image_check(w, h, s->what, s->err);
   if (rc != 0) return rc;
   int channels = s->jpeg.num_components;
-  if (channels == 4) {
-    return chi_fail(s->err, CHI_ERR_UNSUPPORTED, "%s: a CMYK JPEG; grey and RGB ones are read: convert it first",
-                    s->what);
-  }
-  if (channels != 1 && channels != 3) {
-    return chi_fail(s->err, CHI_ERR_UNSUPPORTED, "%s: a JPEG with %d channels; 1 or 3 are read: convert it first",
+  if (channels != 1 && channels != 3 && channels != 4) {
+    return chi_fail(s->err, CHI_ERR_UNSUPPORTED, "%s: a JPEG with %d channels; 1, 3 or 4 are read: convert it first",
                     s->what, channels);
   }
   /* Huffman coding spends at least one bit on a block of 64 pixels: 512 pixels a byte, with a wide margin. */
@@ -95,6 +92,17 @@ static int check_header(jpeg_state *s) {
   return 0;
 }
 
+/* Inverted CMYK, as Adobe writes it and Pillow takes it for granted, to RGB by Pillow's formula. */
+static void cmyk_to_rgb(uint8_t *rgb, const uint8_t *cmyk, size_t w) {
+  for (size_t x = 0; x < w; x++) {
+    int paper = cmyk[4 * x + 3];
+    for (size_t c = 0; c < 3; c++) {
+      int t = (255 - cmyk[4 * x + c]) * paper + 128;
+      rgb[3 * x + c] = (uint8_t)(paper - (((t >> 8) + t) >> 8)); /* never below 0: the product is at most paper */
+    }
+  }
+}
+
 /* May leave by longjmp. */
 static void read_jpeg(jpeg_state *s, const uint8_t *bytes) {
   jpeg_create_decompress(&s->jpeg);
@@ -104,19 +112,25 @@ static void read_jpeg(jpeg_state *s, const uint8_t *bytes) {
   jpeg_read_header(&s->jpeg, TRUE);
   s->rc = check_header(s);
   if (s->rc != 0) return;
-  bool grey = s->jpeg.num_components == 1;
-  s->jpeg.out_color_space = grey ? JCS_GRAYSCALE : JCS_RGB;
+  bool grey = s->jpeg.num_components == 1, ink = s->jpeg.num_components == 4;
+  s->jpeg.out_color_space = grey ? JCS_GRAYSCALE : ink ? JCS_CMYK : JCS_RGB;
   s->jpeg.dct_method = JDCT_ISLOW;
   s->jpeg.do_fancy_upsampling = TRUE;
   s->rc = chii_image_alloc(&s->im, (int)s->jpeg.image_width, (int)s->jpeg.image_height, s->err);
   if (s->rc != 0) return;
-  jpeg_start_decompress(&s->jpeg);
   size_t w = (size_t)s->im.w;
+  if (ink) {
+    s->cmyk = chi_calloc(w, 4, s->err);
+    s->rc = s->cmyk ? 0 : CHI_ERR_MEMORY;
+    if (s->rc != 0) return;
+  }
+  jpeg_start_decompress(&s->jpeg);
   while (s->jpeg.output_scanline < s->jpeg.output_height) {
     uint8_t *row = s->im.rgb + (size_t)s->jpeg.output_scanline * w * 3;
     /* Grey rows land in the last third of the row and are widened in place, first pixel first. */
-    JSAMPROW at = grey ? row + 2 * w : row;
+    JSAMPROW at = grey ? row + 2 * w : ink ? s->cmyk : row;
     if (jpeg_read_scanlines(&s->jpeg, &at, 1) != 1) break;
+    if (ink) cmyk_to_rgb(row, s->cmyk, w);
     for (size_t x = 0; grey && x < w; x++) {
       uint8_t v = at[x];
       row[3 * x] = row[3 * x + 1] = row[3 * x + 2] = v;
@@ -137,6 +151,7 @@ int chii_jpeg_decode(chi_image *out, const uint8_t *bytes, size_t n, const char 
   s.errors.output_message = on_output;
   guarded_read(&s, bytes);
   jpeg_destroy_decompress(&s.jpeg);
+  chi_free(s.cmyk);
   if (s.rc != 0) chi_image_free(&s.im);
   *out = s.im;
   return s.rc;

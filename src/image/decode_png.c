@@ -54,10 +54,6 @@ static int check_header(png_state *s) {
   int depth = b[24], type = b[25];
   int rc = chii_image_check(w, h, s->what, s->err);
   if (rc != 0) return rc;
-  if (depth == 16) {
-    return chi_fail(s->err, CHI_ERR_UNSUPPORTED, "%s: a PNG with 16 bits a channel; 8 are read: convert it first",
-                    s->what);
-  }
   /* Deflate shrinks by 1032 to 1 at most: a small file cannot hold a large picture. */
   int channels = type == 2 ? 3 : type == 6 ? 4 : type == 4 ? 2 : 1;
   if ((w * channels * depth + 7) / 8 * h / 1032 > (int64_t)s->n) {
@@ -97,6 +93,21 @@ static void expand_palette(const png_state *s) {
   }
 }
 
+/* 16-bit grey rows were read into the last two thirds of each row; widened in place, first pixel first, and cut at 255
+ * as Pillow's mode I;16 is. */
+static void expand_grey16(const png_state *s) {
+  size_t w = (size_t)s->w;
+  for (size_t y = 0; y < (size_t)s->h; y++) {
+    uint8_t *row = s->rgb + y * w * 3;
+    for (size_t x = 0; x < w; x++) {
+      uint8_t v = row[w + 2 * x] ? 255 : row[w + 2 * x + 1];
+      memset(row + 3 * x, v, 3);
+    }
+  }
+  chi_log(CHI_LOG_WARN, "%s: 16-bit grey is cut at 255, as Pillow does: save it with 8 bits to see it as people do",
+          s->what);
+}
+
 /* May leave by longjmp. */
 static void read_png(png_state *s) {
   png_set_read_fn(s->png, s, read_bytes);
@@ -112,15 +123,18 @@ static void read_png(png_state *s) {
     else
       png_set_expand_gray_1_2_4_to_8(s->png);
   }
+  bool grey16 = s->bit_depth == 16 && s->color_type == PNG_COLOR_TYPE_GRAY;
+  if (s->bit_depth == 16 && !grey16) png_set_strip_16(s->png); /* keeps the high byte */
   if (s->color_type & PNG_COLOR_MASK_ALPHA) png_set_strip_alpha(s->png);
-  if (!(s->color_type & PNG_COLOR_MASK_COLOR)) png_set_gray_to_rgb(s->png);
+  if (!(s->color_type & PNG_COLOR_MASK_COLOR) && !grey16) png_set_gray_to_rgb(s->png);
   png_set_interlace_handling(s->png);
   png_read_update_info(s->png, s->info);
-  size_t w = (size_t)s->w;
-  if (png_get_rowbytes(s->png, s->info) != (palette ? w : 3 * w)) png_error(s->png, "unexpected row size");
-  for (size_t y = 0; y < (size_t)s->h; y++) s->rows[y] = s->rgb + y * w * 3 + (palette ? 2 * w : 0);
+  size_t w = (size_t)s->w, bytes = palette ? w : grey16 ? 2 * w : 3 * w;
+  if (png_get_rowbytes(s->png, s->info) != bytes) png_error(s->png, "unexpected row size");
+  for (size_t y = 0; y < (size_t)s->h; y++) s->rows[y] = s->rgb + (y + 1) * w * 3 - bytes;
   png_read_image(s->png, s->rows);
   if (palette) expand_palette(s);
+  if (grey16) expand_grey16(s);
 }
 
 static void guarded_read(png_state *s) {

@@ -33,7 +33,6 @@ void chi_image_free(chi_image *im) {
 
 /* The kinds that people try most often, so that the message can say what the file is. */
 static const char *kind_of(const uint8_t *b, size_t n) {
-  if (n >= 12 && memcmp(b, "RIFF", 4) == 0 && memcmp(b + 8, "WEBP", 4) == 0) return "a WebP picture";
   if (n >= 4 && memcmp(b, "GIF8", 4) == 0) return "a GIF picture";
   if (n >= 2 && memcmp(b, "BM", 2) == 0) return "a BMP picture";
   if (n >= 4 && (memcmp(b, "II*\0", 4) == 0 || memcmp(b, "MM\0*", 4) == 0)) return "a TIFF picture";
@@ -50,10 +49,12 @@ int chi_image_decode(chi_image *out, const uint8_t *bytes, size_t n, const char 
     rc = chii_png_decode(out, bytes, n, what, err);
   } else if (n >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff) {
     rc = chii_jpeg_decode(out, bytes, n, what, err);
+  } else if (n >= 12 && memcmp(bytes, "RIFF", 4) == 0 && memcmp(bytes + 8, "WEBP", 4) == 0) {
+    rc = chii_webp_decode(out, bytes, n, what, err);
   } else {
     const char *kind = kind_of(bytes, n);
     return chi_fail(err, kind ? CHI_ERR_UNSUPPORTED : CHI_ERR_FORMAT,
-                    "%s: %s; PNG and JPEG pictures are read: convert it first", what,
+                    "%s: %s; PNG, JPEG and WebP pictures are read: convert it first", what,
                     kind ? kind : "not a picture that is known here");
   }
   if (rc != 0) return rc;

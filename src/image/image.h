@@ -9,9 +9,17 @@ typedef struct chi_image {
   uint8_t *rgb;    /* h*w*3, owned */
   char sha256[65]; /* of the file's bytes */
 } chi_image;
-/* JPEG and PNG by content, not by name. 8-bit grey, RGB, palette and alpha become RGB as PIL's convert("RGB") does
- * (alpha dropped); what we do not read exactly (CMYK, 16-bit) is refused by name. EXIF orientation is not applied, as
- * in Pillow's Image.open. More than 100 megapixels or a side over 30,000: refused before memory is asked for. */
+/* JPEG, PNG and WebP by content, not by name. The pixels are those of Pillow's Image.open(file).convert("RGB"), which is
+ * what the published preprocessing starts from:
+ *   palette and grey become RGB; alpha and transparent colours are dropped, not painted over a background;
+ *   colour profiles and gamma are ignored; EXIF orientation is NOT applied (Image.open does not), so a photograph that
+ *   needs turning is seen lying, as the models see it in transformers;
+ *   16-bit PNG: RGB, RGBA and grey with alpha keep the high byte of each value; plain 16-bit grey is cut at 255 (Pillow's
+ *   mode I;16: nearly all white, said in a warning);
+ *   CMYK and YCCK JPEG (inverted, as Adobe writes them): n = 255 - k, r = n - c n / 255 rounded, and so on;
+ *   progressive JPEG like any other; of an animated WebP the first frame.
+ * JPEG pixels within 2 levels of Pillow's (its libjpeg may be another version), lossy WebP likewise, the rest exact.
+ * More than 100 megapixels (16 for an animation) or a side over 30,000: refused before memory is asked for. */
 int chi_image_load(chi_image *out, const char *path, chi_err *err);
 int chi_image_decode(chi_image *out, const uint8_t *bytes, size_t n, const char *what, chi_err *err); /* fuzz door */
 void chi_image_free(chi_image *im);

@@ -15,5 +15,6 @@ int chii_image_alloc(chi_image *out, int w, int h, chi_err *err);
 /* Decoders: fill w, h and rgb; on failure `out` holds nothing that must be freed. */
 int chii_png_decode(chi_image *out, const uint8_t *bytes, size_t n, const char *what, chi_err *err);
 int chii_jpeg_decode(chi_image *out, const uint8_t *bytes, size_t n, const char *what, chi_err *err);
+int chii_webp_decode(chi_image *out, const uint8_t *bytes, size_t n, const char *what, chi_err *err);
 
 #endif

@@ -5,10 +5,11 @@ Pinned: pillow 13.0.0, transformers 5.23.0, torch 2.13.0, numpy, safetensors (to
 Image processors: the PIL classes (CLIPImageProcessorPil, LlavaImageProcessorPil, BlipImageProcessorPil,
 SiglipImageProcessorPil), not the torchvision ones, which resize with other arithmetic.
 
-    python tools/ref/image_fixtures.py      # writes tests/fixtures/image and fuzz/corpus/image, under 1 MB together
+    python tools/ref/image_fixtures.py      # writes tests/fixtures/image and fuzz/corpus/image, about 1 MB together
 
 Everything is seeded. Results are kept as FNV-1a-64 hashes (cases.json), a few as whole arrays (pixels.safetensors).
 """
+import io
 import json
 import os
 import struct
@@ -138,7 +139,7 @@ def main():
     for d in (OUT, FUZZ):
         for f in os.listdir(d):
             os.unlink(os.path.join(d, f))
-    cases = {"made_by": "tools/ref/image_fixtures.py, pillow " + Image.__version__, "decode": [], "resize": [], "jpeg": [],
+    cases = {"made_by": "tools/ref/image_fixtures.py, pillow " + Image.__version__, "decode": [], "resize": [], "jpeg": [], "webp": [],
              "preprocess": []}
     names = []
     decode_cases(names)
@@ -170,10 +171,90 @@ def main():
 
     preprocess(cases)
     bad_files()
+    more_kinds(cases)
     with open(f"{OUT}/cases.json", "w") as f:
         f.write("{\n" + ",\n".join(
             f'"{k}": ' + (json.dumps(v) if isinstance(v, str) else "[\n" + ",\n".join(json.dumps(x) for x in v) + "\n]")
             for k, v in cases.items()) + "\n}\n")
+
+
+# ---- what came later: 16 bits, CMYK, WebP, orientation. A generator of its own leaves the files above as they are -----
+def without_adobe(b):
+    """A JPEG without its APP14 segment."""
+    at = b.find(b"\xff\xee")
+    return b[:at] + b[at + 2 + struct.unpack(">H", b[at + 2:at + 4])[0]:]
+
+
+def as_ycck(b):
+    at = b.find(b"Adobe")
+    return b[:at + 11] + b"\x02" + b[at + 12:]
+
+
+def more_kinds(cases):
+    own = np.random.default_rng(20241)
+    for color, channels in ((0, 1), (2, 3), (4, 2), (6, 4)):
+        for inter in (False, True):
+            a = own.integers(0, 65536, (7, 13, channels))
+            a[0, :6] = np.array([0, 1, 254, 255, 256, 65535])[:, None]
+            trns = {0: [0, 1], 2: [0, 1, 0, 1, 0, 1]}.get(color) if inter else None
+            name = f"c{color}d16{'i' if inter else ''}.png"
+            put(OUT, name, png(a, color, 16, None, trns, inter))
+            put(FUZZ, name, png(a, color, 16, None, trns, inter))
+            cases["decode"].append([name, 13, 7, fnv64(rgb_of(name).tobytes())])
+
+    def jpeg(name, data):
+        put(OUT, name, data)
+        save_png(name[:-4] + "-decoded.png", rgb_of(name))
+        cases["jpeg"].append([name, name[:-4] + "-decoded.png"])
+
+    smooth = np.concatenate([waves(48, 33), gradient(48, 33)[..., 1:2]], -1)
+    for name, prog in (("k0.jpg", False), ("k1.jpg", True)):
+        out = io.BytesIO()
+        Image.fromarray(smooth, mode="CMYK").save(out, "JPEG", quality=88, progressive=prog)
+        jpeg(name, out.getvalue())
+        put(FUZZ, "ok-" + name, out.getvalue())
+    jpeg("k2.jpg", as_ycck(out.getvalue()))
+    jpeg("k3.jpg", without_adobe(out.getvalue()))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    Image.fromarray(waves(40, 25)).save(out, "JPEG", quality=92, exif=exif)
+    jpeg("turned.jpg", out.getvalue())
+    webp_cases(cases, own, exif)
+
+
+def webp_cases(cases, own, exif):
+    alpha = np.dstack([noise_of(own, 31, 22), own.integers(0, 256, (22, 31), dtype=np.uint8)])
+    alpha[:4, :, 3] = 0
+    soft = np.dstack([waves(45, 37), gradient(45, 37)[..., 0]])
+    flat = Image.fromarray(gradient(50, 40)).quantize(7).convert("RGB")
+    frames = [Image.fromarray(waves(24, 18)), Image.fromarray(noise_of(own, 24, 18))]
+    lossless = dict(lossless=True, method=6)
+    kinds = {
+        "w0": (Image.fromarray(noise_of(own, 33, 17)), dict(lossless), 0), "w1": (Image.fromarray(alpha), dict(lossless, exact=True), 0),
+        "w2": (flat, dict(lossless), 0), "w3": (Image.fromarray(waves(1, 1)), dict(lossless), 0),
+        "w4": (Image.fromarray(waves(61, 47)), dict(quality=90), 2), "w5": (Image.fromarray(strokes(64, 48)), dict(quality=25), 2),
+        "w6": (Image.fromarray(soft), dict(quality=70), 2), "w7": (Image.fromarray(noise_of(own, 20, 20)).convert("L"), dict(quality=80), 2),
+        "w8": (Image.fromarray(waves(30, 50)), dict(lossless, exif=exif), 0), "w9": (frames[0], dict(lossless, save_all=True, append_images=frames[1:]), 0),
+        "w10": (frames[1].convert("RGBA"), dict(quality=60, save_all=True, append_images=[frames[0]]), 2),
+    }
+    for name, (im, opts, tolerance) in kinds.items():
+        out = io.BytesIO()
+        im.save(out, "WEBP", **opts)
+        b = out.getvalue()
+        put(OUT, name + ".webp", b)
+        save_png(name + "-decoded.png", rgb_of(name + ".webp"))
+        cases["webp"].append([name + ".webp", name + "-decoded.png", tolerance])
+        if len(b) < 3000: put(FUZZ, "ok-" + name + ".webp", b)
+        if name in ("w2", "w5", "w6", "w9"):
+            for cut in (14, 25, len(b) // 2, len(b) - 5): put(FUZZ, f"bad-cut{cut}-{name}.webp", b[:cut])
+    head = lambda kind, data: b"RIFF" + struct.pack("<I", 12 + len(data)) + b"WEBP" + kind + struct.pack("<I", len(data)) + data
+    put(FUZZ, "bad-16383x16383.webp", head(b"VP8L", b"\x2f" + struct.pack("<I", 16382 | 16382 << 14) + bytes(7)))
+    put(FUZZ, "bad-canvas.webp", head(b"VP8X", bytes([2, 0, 0, 0]) + struct.pack("<I", 40000)[:3] + struct.pack("<I", 40000)[:3]))
+
+
+def noise_of(gen, w, h):
+    return gen.integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -239,7 +320,6 @@ def bad_files():
         "bad-zero.png": png(tiny, 2, 8, header=(0, 5)),
         "bad-claims-9000.png": png(tiny, 2, 8, header=(9000, 9000)),
         "bad-claims-more-rows.png": png(tiny, 2, 8, header=(5, 60)),
-        "bad-sixteen.png": png(tiny, 2, 16),
         "bad-no-palette.png": png(rng.integers(0, 4, (3, 3, 1)), 3, 2),
         "bad-crc.png": good[:45] + bytes([good[45] ^ 255]) + good[46:],
         "bad-empty-idat.png": good[:33] + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
@@ -268,8 +348,6 @@ def bad_files():
     while b[end + 1] == 0:
         end = b.find(b"\xff", end + 1)
     seeds["bad-scans.jpg"] = b[:sos] + b[sos:end] * 400 + b"\xff\xd9"
-    cmyk = Image.fromarray(np.zeros((8, 8, 4), np.uint8), mode="CMYK")
-    cmyk.save(f"{FUZZ}/bad-cmyk.jpg")
     for name, b in seeds.items():
         put(FUZZ, name, b)
 
