@@ -259,6 +259,8 @@ static const struct {
     {IV("{\"op\": \"noise\", \"site\": \"mlp_out\", \"layers\": 0, \"rows\": 0, \"scale\": 1, \"seed\": -1}"),
      "'seed' must be"},
     {IV("{\"op\": \"cut\", \"site\": \"pattern\", \"layers\": 0, \"rows\": 3}"), "'cut' needs 'keys'"},
+    {IV("{\"op\": \"cut\", \"site\": \"pattern\", \"layers\": 0, \"rows\": 3, \"keys\": \"generated\"}"),
+     "do not stand together"},
     {IV("{\"op\": \"cut\", \"site\": \"q\", \"layers\": 0, \"rows\": 3, \"keys\": [0, 1]}"), "acts on pattern"},
     {IV("{\"op\": \"token\", \"site\": \"embed\", \"rows\": [3, 4], \"tokens\": [1]}"), "makes 1 tokens for 2 rows"},
     {IV("{\"op\": \"copy\", \"site\": \"q\", \"layers\": 0, \"rows\": 3}"), "'copy' needs 'source'"},

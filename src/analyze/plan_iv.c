@@ -428,10 +428,28 @@ static const char *op_keys(chi_op op) {
   return "";
 }
 
-static int get_numbers(chi_loader *l, const json_t *o, chi_intervention *iv) {
+/* "keys": [first, end], or a word for rows of the decoder that stand together. */
+static int get_keys(chi_loader *l, const json_t *o, int branch, chi_intervention *iv) {
+  bool there;
+  chi_row_list k;
+  const json_t *v = json_object_get(o, "keys");
+  if (!json_is_string(v) || iv->stack != CHI_DECODER) {
+    int rc = get_span(l, o, "keys", INT32_MAX, &iv->key_lo, &iv->key_hi, &there);
+    return rc ? rc : there ? 0 : chi_load_fail(l, "'%s' needs 'keys': [first, end]", chi_op_name(iv->op));
+  }
+  int rc = chi_load_rows(l, v, branch, iv->stack, iv->site, &k);
+  if (rc) return rc;
+  if (k.n == 0 || k.r[k.n - 1] - k.r[0] != k.n - 1)
+    return chi_load_fail(l, "'keys': the rows of \"%s\" do not stand together", json_string_value(v));
+  iv->key_lo = k.r[0];
+  iv->key_hi = k.r[k.n - 1] + 1;
+  return 0;
+}
+
+static int get_numbers(chi_loader *l, const json_t *o, int branch, chi_intervention *iv) {
   int64_t seed = 0, sample = 0;
   const json_t *scale = json_object_get(o, "scale");
-  bool edge = iv->op == CHI_OP_CUT || iv->op == CHI_OP_CUT_ZERO || iv->op == CHI_OP_CUT_SCALE, there;
+  bool edge = iv->op == CHI_OP_CUT || iv->op == CHI_OP_CUT_ZERO || iv->op == CHI_OP_CUT_SCALE;
   iv->scale = 1;
   if (scale && (!json_is_number(scale) || !isfinite((float)json_number_value(scale))))
     return chi_load_fail(l, "'scale' must be a number");
@@ -444,9 +462,7 @@ static int get_numbers(chi_loader *l, const json_t *o, chi_intervention *iv) {
   if (rc) return rc;
   iv->seed = (uint64_t)seed;
   iv->sample = (uint32_t)sample;
-  if (!edge) return 0;
-  rc = get_span(l, o, "keys", INT32_MAX, &iv->key_lo, &iv->key_hi, &there);
-  return rc ? rc : there ? 0 : chi_load_fail(l, "'%s' needs 'keys': [first, end]", chi_op_name(iv->op));
+  return edge ? get_keys(l, o, branch, iv) : 0;
 }
 
 static int add_edit(chi_loader *l, int branch, const chi_intervention *iv, int64_t width, bool generated) {
@@ -480,7 +496,7 @@ int chi_load_intervention(chi_loader *l, const json_t *o, int branch) {
   iv.rows = rows.r;
   iv.n_rows = rows.n;
   CHI_TRY(get_part(l, o, &iv, branch, &width));
-  CHI_TRY(get_numbers(l, o, &iv));
+  CHI_TRY(get_numbers(l, o, branch, &iv));
   CHI_TRY(get_value(l, json_object_get(o, "value"), &iv, width));
   if (!iv.value && (iv.op == CHI_OP_SET || iv.op == CHI_OP_ADD || iv.op == CHI_OP_PROJECT))
     return chi_load_fail(l, "'%s' needs 'value'", chi_op_name(iv.op));

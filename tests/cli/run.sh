@@ -50,7 +50,10 @@ check 'full forwards give the same numbers' cmp "$T/a" "$T/b"
 works 'run in pieces' run "$tiny" "$picture" "$question" --plan "$T/plan.json" -o "$T/out4" --mem 400K
 strip "$T/out4/run.json" | sed '/"generated"/d' >"$T/b"
 check 'pieces give the same numbers' cmp "$T/a" "$T/b"
-works 'the example plan' run "$tiny" "$picture" "$question" --plan "$T/plan.json" --target '#17' --top 2
+works 'target and top' run "$tiny" "$picture" "$question" --plan "$T/plan.json" --target '#17' --top 2
+if [ -f models/demo/model.safetensors ]; then
+  works 'the example plan' run demo models/demo/samples/peru.png "$question" --plan examples/plan.json
+fi
 
 # ---- doctor
 for m in tiny-gqa tiny-llama tiny-opt tiny-phi tiny-blip2; do
