@@ -346,6 +346,5 @@ const cli_command cmd_run = {
         "prints what each branch makes of the target token. IMAGE and QUESTION are the input of roots that do not\n"
         "name one themselves. Files named in a plan are looked up in the plan's folder.",
     .examples =
-        "chiasm run demo models/demo/samples/peru.png \"What is the capital of [this country]?\" --plan "
-        "examples/plan.json",
+        "chiasm run demo models/demo/samples/japan.png \"What is the capital of [Peru]?\" --plan examples/plan.json",
 };

@@ -52,7 +52,7 @@ strip "$T/out4/run.json" | sed '/"generated"/d' >"$T/b"
 check 'pieces give the same numbers' cmp "$T/a" "$T/b"
 works 'target and top' run "$tiny" "$picture" "$question" --plan "$T/plan.json" --target '#17' --top 2
 if [ -f models/demo/model.safetensors ]; then
-  works 'the example plan' run demo models/demo/samples/peru.png "$question" --plan examples/plan.json
+  works 'the example plan' run demo models/demo/samples/japan.png 'What is the capital of [Peru]?' --plan examples/plan.json
 fi
 
 # ---- doctor
