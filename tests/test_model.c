@@ -1,6 +1,6 @@
-/* Families: what a config asks for is read or refused by key and value; every row of models.def has a fixture whose prompts,
- * pixels and answers are those of its reference; headers of real checkpoints bind with nothing left over but what they list.
- * Regenerate: python tools/ref/make_all.py */
+/* Families: what a config asks for is read or refused by key and value; every row of models.def has a fixture whose
+ * prompts, pixels and answers are those of its reference; headers of real checkpoints bind with nothing left over but
+ * what they list. Regenerate: python tools/ref/make_all.py */
 #include <dirent.h>
 #include <math.h>
 #include <stdio.h>

@@ -1,10 +1,11 @@
-/* Bunny-v1_0-3B, a multimodal Phi-2: SigLIP without its last layer, projector of two matrices, Phi-2; all in one file. */
+/* Bunny-v1_0-3B, a multimodal Phi-2: SigLIP without its last layer, projector of two matrices, Phi-2; all in one
+ * file. */
 #include <string.h>
 
 #include "model/family.h"
 
-/* The tower is written down in Bunny's own code (so400m-patch14-384); a vision_config in config.json, which is ours and not
- * theirs, describes another one. */
+/* The tower is written down in Bunny's own code (so400m-patch14-384); a vision_config in config.json, which is ours and
+ * not theirs, describes another one. */
 static int tower_config(chi_model *m, const json_t *config, chi_err *err) {
   const json_t *v = json_object_get(config, "vision_config");
   json_t *c = json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:f}", "model_type", "siglip_vision_model", "hidden_size", 1152,

@@ -1,5 +1,5 @@
-/* LLaVA (Hugging Face layouts, current and older): tower, projector, decoder. docs/models/llava.md has the model in prose,
- * with what is easy to get wrong. */
+/* LLaVA (Hugging Face layouts, current and older): tower, projector, decoder. docs/models/llava.md has the model in
+ * prose, with what is easy to get wrong. */
 #include "model/family.h"
 
 static int decoder_config(chi_model *m, const json_t *text, chi_err *err) {

@@ -3,7 +3,7 @@
 
 #include "model/family.h"
 
-/* use_sliding_window: layers from max_window_layers on see their last sliding_window keys; layer_types says the same. */
+/* use_sliding_window: layers from max_window_layers on see their last sliding_window keys; layer_types says so too. */
 static int window_config(chi_block_spec *s, const json_t *text, const char *where, chi_err *err) {
   bool use = false;
   int64_t window = 4096, from = 28;

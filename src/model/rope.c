@@ -1,6 +1,6 @@
 /* Rotary settings -> table of cosines and sines, for every kind of scaling as transformers 5.23 computes it (inverse
- * frequencies in f32, in the same order of operations). Two kinds depend on the length of the prompt; they are read up to
- * the length where they do not: a prompt's states must not change when one more token is generated. */
+ * frequencies in f32, in the same order of operations). Two kinds depend on the length of the prompt; they are read up
+ * to the length where they do not: a prompt's states must not change when one more token is generated. */
 #include <string.h>
 
 #include "model/family.h"
