@@ -1,21 +1,22 @@
 /* cli: the command `chiasm`. Thin: a command parses its options, calls the library, prints.
  *
- * Adding a command: a row in commands.def and one file cmd_<name>.c with `const cli_command cmd_<name>`. Options are rows of
- * a table: parsing, --help and docs/cli.md are all made from it. tests/cli/usage.sh walks every row of commands.def.
+ * Adding a command: a row in commands.def and one file cmd_<name>.c with `const cli_command cmd_<name>`. Options are
+ * rows of a table: parsing, --help and docs/cli.md are all made from it. tests/cli/usage.sh walks every row of
+ * commands.def.
  *
- *   typedef struct args { cli_common c; int64_t top; const char *out; bool all; } args;   // c first where .model is set
+ *   typedef struct args { cli_common c; int64_t top; const char *out; bool all; } args;  // c first if .model is set
  *   static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .top = 10};
  *   static const cli_opt kOpts[] = {
- *     {.name = "--top", .arg = "K", .kind = CLI_INT, CLI_AT(args, top), .min = 1, .max = 1000, .doc = "rows of the table"},
+ *     {.name = "--top", .arg = "K", .kind = CLI_INT, CLI_AT(args, top), .min = 1, .max = 1000, .doc = "rows to list"},
  *     {.name = "--output", .letter = 'o', .arg = "FILE", .kind = CLI_STR, CLI_AT(args, out), .doc = "where to write"},
  *     {0}};
  *   static int run(cli *c, void *v, chi_err *err) { args *a = v; ... }
  *   const cli_command cmd_x = {.name = "x", .usage = "MODEL [IMAGE] QUESTION", .model = true, .opts = kOpts,
  *                              .args_size = sizeof(args), .defaults = &kDefaults, .run = run, .text = "..."};
  *
- * run() returns 0, a negative chi_code (exit 1, or 130 after Ctrl-C), or CLI_USAGE through cli_usage() (exit 2). It prints
- * its result with cli_print() when everything else that can fail has been done; errors go into err and nowhere else.
- * Rows and layers by name ("constraint", "0-3,7"): analyze/select.h. */
+ * run() returns 0, a negative chi_code (exit 1, or 130 after Ctrl-C), or CLI_USAGE through cli_usage() (exit 2). It
+ * prints its result with cli_print() when everything else that can fail has been done; errors go into err and nowhere
+ * else. Rows and layers by name ("constraint", "0-3,7"): analyze/select.h. */
 #ifndef CHI_CLI_H
 #define CHI_CLI_H
 
@@ -100,7 +101,7 @@ void cli_help_all(chi_str *out);                 /* chiasm --help */
 void cli_help_markdown(chi_str *out);            /* docs/cli.md */
 
 /* ---- what commands share ------------------------------------------------------------------------------------ */
-/* The folder that MODEL means: itself, or for `demo` $CHIASM_DATA/models/demo (or $CHIASM_DATA itself), models/demo here,
+/* The folder that MODEL means: itself, or for `demo` $CHIASM_DATA/models/demo (or $CHIASM_DATA), models/demo here,
  * ../models/demo beside the executable, the installed share/chiasm/demo. */
 int cli_model_path(char *out, size_t cap, const char *name, chi_err *err);
 /* Threads, ISA and dtype from the common options, then the model. Caller: chi_model_free. */

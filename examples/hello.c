@@ -1,4 +1,4 @@
-// Ask about a picture; then run it again while a callback halves what a layer's MLP writes at the constraint's words.
+// Ask about a picture; run it again while a callback halves what a layer's MLP writes at the constraint's words.
 #include <chiasm.h>
 #include <stdio.h>
 

@@ -1,14 +1,15 @@
 /* chiasm.h: the public C API of libchiasm.
  *
- * Rules. `T **out`: you own *out and free it with the T's own function, which accepts NULL. `const T *`: borrowed, valid
- * until its owner is freed. A function that can fail returns 0 or a negative CHIASM_ERR_ code and puts one line into *err
- * (which may be NULL): what, where, what to do; zero err once, the first failure stays. Strings are UTF-8. Models are
- * read-only: any number of plans may use one. The library never prints and never exits. Use it from one thread at a time; it
- * runs worker threads of its own. Results are the same bits on any number of threads and any instruction set.
+ * Rules. `T **out`: you own *out and free it with the T's own function, which accepts NULL. `const T *`: borrowed,
+ * valid until its owner is freed. A function that can fail returns 0 or a negative CHIASM_ERR_ code and puts one line
+ * into *err (which may be NULL): what, where, what to do; zero err once, the first failure stays. Strings are UTF-8.
+ * Models are read-only: any number of plans may use one. The library never prints and never exits. Use it from one
+ * thread at a time; it runs worker threads of its own. Results are the same bits on any number of threads and any
+ * instruction set.
  *
  * A program (examples/hello.c):
  *
- *   // Ask about a picture; then run it again while a callback halves what a layer's MLP writes at the constraint's words.
+ *   // Ask about a picture; run it again while a callback halves what a layer's MLP writes at the constraint's words.
  *   #include <chiasm.h>
  *   #include <stdio.h>
  *

@@ -1,8 +1,9 @@
-/* analyze/plan_json: plans as JSON files (docs/plan-format.md). Every key is checked; a message begins with the file and the
- * path of the value, as in "plan.json: branches[2].interventions[0].rows: ...".
+/* analyze/plan_json: plans as JSON files (docs/plan-format.md). Every key is checked; a message begins with the file
+ * and the path of the value, as in "plan.json: branches[2].interventions[0].rows: ...".
  *
- * Adding a key: read it in plan_load.c, list it there (unknown keys are refused), write it in plan_save.c, say what it means
- * in docs/plan-format.md; tests/test_plan_json.c saves and loads random plans and compares the bits of their results. */
+ * Adding a key: read it in plan_load.c, list it there (unknown keys are refused), write it in plan_save.c, say what it
+ * means in docs/plan-format.md; tests/test_plan_json.c saves and loads random plans and compares the bits of their
+ * results. */
 #ifndef CHI_PLAN_JSON_H
 #define CHI_PLAN_JSON_H
 
@@ -63,8 +64,8 @@ typedef struct chi_plan_save_opts {
   int32_t target;     /* token id, -1 = the first branch's likeliest */
 } chi_plan_save_opts;
 
-/* Writes a plan that chi_plan_load reads back to the same bits: roots as token ids and picture files (pixels where opts names no file), long values in
- * <path without .json>.safetensors beside it. Refused: callbacks and cached inputs. */
+/* Writes a plan that chi_plan_load reads back to the same bits: roots as token ids and picture files (pixels where opts
+ * names no file), long values in <path without .json>.safetensors beside it. Refused: callbacks and cached inputs. */
 int chi_plan_save(const chi_plan *p, const chi_net *net, const chi_plan_save_opts *o, const char *path, chi_err *err);
 
 #endif
