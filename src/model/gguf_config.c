@@ -195,7 +195,9 @@ static int phi(reader *r) {
   CHI_TRY(usual_sizes(r));
   CHI_TRY(put_real(r, "layer_norm_eps", "attention.layer_norm_epsilon"));
   CHI_TRY(rotated(r, &dims, &of));
-  CHI_TRY(put(r, "partial_rotary_factor", json_real((double)dims / (double)(of ? of : 1))));
+  /* The family cuts a fraction of the head down to a whole number: a little above hits it. */
+  double part = dims < of ? ((double)dims + 0.25) / (double)of : 1.0;
+  CHI_TRY(put(r, "partial_rotary_factor", json_real(part)));
 out:
   return rc;
 }

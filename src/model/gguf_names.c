@@ -95,7 +95,8 @@ static const row kVision[] = {
     {"v.blk.#.attn_out", E "self_attn.out_proj", 0},
     {"v.blk.#.ffn_up", E "mlp.fc1", 0},
     {"v.blk.#.ffn_down", E "mlp.fc2", 0},
-    {"mm.0", "multi_modal_projector.linear_1", 0},
+    {"mm.0", "multi_modal_projector.linear_1", OPTIONAL},
+    {"mm.1", "multi_modal_projector.linear_1", OPTIONAL}, /* newer files */
     {"mm.2", "multi_modal_projector.linear_2", 0},
     {"model.image_newline", "", LATER}, /* LLaVA 1.6 */
     {NULL, NULL, 0},

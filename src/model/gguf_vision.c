@@ -84,7 +84,8 @@ static int projector(const chi_gguf *g, chi_err *err) {
   if (!chi_streq(arch, "clip"))
     return chi_fail(err, CHI_ERR_FORMAT, "%s: general.architecture is '%.40s'; a vision file (--mmproj) is 'clip'",
                     path, arch ? arch : "(missing)");
-  if (!chi_streq(type, "mlp") || !chi_gguf_tensor(g, "mm.0.weight") || !chi_gguf_tensor(g, "mm.2.weight"))
+  bool first = chi_gguf_tensor(g, "mm.0.weight") || chi_gguf_tensor(g, "mm.1.weight");
+  if (!chi_streq(type, "mlp") || !first || !chi_gguf_tensor(g, "mm.2.weight"))
     return chi_fail(err, CHI_ERR_UNSUPPORTED,
                     "%s: clip.projector_type is '%.40s'; known is mlp, with tensors mm.0 and mm.2", path, type);
   return 0;
@@ -120,7 +121,7 @@ int chi_gguf_vision_config(json_t **out, json_t *text, const chi_gguf *g, chi_pr
                        : "quick_gelu");
   c = json_pack("{s:s,s:O,s:o,s:s,s:s,s:b}", "model_type", "llava", "text_config", text, "vision_config", v,
                 "vision_feature_select_strategy", clip ? "default" : "full", "projector_hidden_act", "gelu",
-                "multimodal_projector_bias", chi_gguf_tensor(g, "mm.0.bias") != NULL);
+                "multimodal_projector_bias", chi_gguf_tensor(g, "mm.2.bias") != NULL);
   if (!c) {
     rc = chi_fail(err, CHI_ERR_FORMAT, "%s: its keys make no config", chi_gguf_path(g));
     goto out;

@@ -50,7 +50,7 @@ int32_t chi_token_eos(const chi_tokenizer *t);
 
 /* ---- prompt templates ------------------------------------------------------------------------------------ */
 /* A template is text with {image} and {question}; {image}...newline parts drop out of text-only prompts as the row says.
- * Built-in rows (templates.def): llava-1.5, vicuna, released-trace, attribution, plain, demo. */
+ * Built-in rows (templates.def): llava-1.5, vicuna, released-trace, attribution, plain, chatml, demo. */
 typedef struct chi_template { const char *name, *with_image, *text_only, *doc; } chi_template;
 const chi_template *chi_template_find(const char *name); /* NULL if absent */
 const chi_template *chi_templates(size_t *n);
