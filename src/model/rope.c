@@ -75,8 +75,8 @@ static int yarn(rope *p, chi_err *err) {
                     p->where);
   if (truncate) {
     int64_t a = (int64_t)lo, b = (int64_t)hi;
-    lo = (double)(a > lo ? a - 1 : a);
-    hi = (double)(b < hi ? b + 1 : b);
+    lo = (double)a > lo ? (double)(a - 1) : (double)a;
+    hi = (double)b < hi ? (double)(b + 1) : (double)b;
   }
   lo = lo > 0 ? lo : 0;
   hi = hi < top ? hi : top;
