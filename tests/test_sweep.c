@@ -1,4 +1,16 @@
-/* The sweep against its definition, the dense executor, on random plans over random networks: every captured bit. */
+/* The sweep against its definition, the dense executor, on random plans over random networks: every captured bit, and
+ * what callbacks saw.
+ *
+ * Tried by hand, each must fail here (or, where marked, in test_sweep_bits.c). In live.c: no births at mix, or a layer
+ * late; kv_layer one late, one early (bits: the count of live rows) or late for inputs; a tower treated as causal, in
+ * births or in keys; no need for what a copy reads, or for the row of the same number; no need for the parent's row of a
+ * newborn; keys needed only from lo + 1, not handed up to the parent, or not taken from children; births counted as
+ * deaths at the same time; lo without the picture, or a tower's lo at its row; hidden neurons born at their own stage;
+ * a copy before a callback at one row. In layers.c: a newborn that runs its parent's interventions again or not its own,
+ * or does not take component or layer input; key blocks not copied or written in place; queries of the own slot; edges
+ * dropped; parallel blocks that read the sum; weights replaced without a second attention; offsets of chunks (bits). In
+ * sweep.c: a projector that does not see a change of tower, Q-Former or its own, or that the decoder does not see; the
+ * head without sources, unsorted, or from the wrong row; pieces without sources (both), with targets twice (bits). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +19,11 @@
 #include "support/randplan.h"
 #include "support/support.h"
 
-enum { PLANS = 4000, PLANS_PER_NET = 4 };
+#ifdef __SANITIZE_ADDRESS__
+enum { PLANS = 1200, FEWER = 1, PLANS_PER_NET = 4 };
+#else
+enum { PLANS = 4000, FEWER = 0, PLANS_PER_NET = 4 };
+#endif
 
 /* "one seed" from the command line: that plan alone, printed. */
 static uint64_t only;
@@ -27,11 +43,15 @@ static int compare(const randnet *n, uint64_t seed, randplan_cover *cover, chi_r
   chi_err err = {0}, err2 = {0};
   randplan_make(&p, n, &(randplan_opts){.seed = seed, .cycles = true}, cover);
   if (only) randplan_print(p.plan);
+  randplan_call seen[RANDPLAN_CALLS];
   int rc = results_run(&sweep, &n->net, p.plan, &(chi_run_opts){.executor = CHI_EXEC_SWEEP, .stats = stats}, &err);
+  memcpy(seen, p.call, sizeof seen);
+  for (int i = 0; i < RANDPLAN_CALLS; i++) p.call[i].rows = p.call[i].sum = 0;
   int rc2 = results_run(&dense, &n->net, p.plan, &(chi_run_opts){.executor = CHI_EXEC_DENSE}, &err2);
   if (rc != rc2 || (rc && !strstr(err.text, "cycle")))
     fail_msg("plan %llu: sweep %s, dense %s", (unsigned long long)seed, err.text, err2.text);
   const char *differ = rc ? NULL : results_differ(&sweep, &dense);
+  if (!rc && memcmp(seen, p.call, sizeof seen) != 0) differ = "what a callback saw";
   if (differ) {
     randplan_print(p.plan);
     fail_msg("plan %llu on %s:\n  sweep and dense differ at %s\n  alone: build/tests/test_sweep %llu",
@@ -80,7 +100,7 @@ static void test_random_plans(void **state) {
   print_message("%d plans, %lld branches, equal bits; %d refused as cycles; %lld of %lld row-layers computed\n", done,
                 (long long)cover.branches, PLANS - done, (long long)live, (long long)full);
   assert_true(done >= 1000);
-  for (int i = 0; i < 2; i++) check_cover(&cover, &shape[i]);
+  for (int i = 0; i < 2 && !FEWER; i++) check_cover(&cover, &shape[i]);
 }
 
 int main(int argc, char **argv) {

@@ -130,6 +130,11 @@ bool chi_full_wants_final(const chi_full *f, int b, int32_t row) {
   for (const chi_intervention **iv = f->copies[b]; *iv; iv++)
     if ((*iv)->stack == CHI_DECODER && ((*iv)->site == CHI_SITE_FINAL_NORM || (*iv)->site == CHI_SITE_LOGITS))
       return true;
+  const chi_plan_branch *br = &f->x->plan->branch[b];
+  for (int i = 0; i < br->count; i++) /* callbacks see all of their rows */
+    if (br->iv[i].op == CHI_OP_CALL && br->iv[i].stack == CHI_DECODER && chi_iv_row(&br->iv[i], row) >= 0 &&
+        (br->iv[i].site == CHI_SITE_FINAL_NORM || br->iv[i].site == CHI_SITE_LOGITS))
+      return true;
   return false;
 }
 

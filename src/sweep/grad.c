@@ -509,7 +509,7 @@ static int vision_forward(chi_grad *g, const chi_grad_step *st, chi_err *err) {
     chi_rows_copy(g->feat + f * D, F, layer_in(&g->vis, v->feature[f]), D, v->rows, D);
   CHI_TRY(chi_gemm(&p->l1.w, g->feat + v->select * F, F, g->pre, p->l1.w.n, n, p->l1.bias, err));
   chi_act_rows(p->act, g->pre, p->l1.w.n, NULL, 0, g->pact, p->l1.w.n, n, p->l1.w.n);
-      CHI_TRY(chi_net_project_out(net, g->pact, g->proj, n, err));
+  CHI_TRY(chi_net_project_out(net, g->pact, g->proj, n, err));
   memcpy(g->start + g->in.image_row * g->dec.D, g->proj, (size_t)(n * g->dec.D) * sizeof(float));
 out:
   return rc;

@@ -175,17 +175,26 @@ static chi_time copy_time(chi_time birth) {
   return birth;
 }
 
+static bool acts_at(const chi_live *v, const chi_intervention *iv, int layer, chi_time t) {
+  return in_stack(v, iv) && chi_iv_acts(iv, v->stack, iv->site, layer) && chi_site_time(iv->site, layer) == t;
+}
+
+/* Rows that a callback sees are needed, and then the sources of rows that are. */
 static void needs_of_copies(chi_live *v, int b, int layer, chi_time t) {
   const chi_eff *e = &v->x->eff[b];
-  for (int32_t k = 0; k < e->n; k++) {
+  for (int32_t k = e->own; k < e->n; k++) {
     const chi_intervention *iv = e->iv[k];
-    if (!in_stack(v, iv) || !chi_iv_acts(iv, v->stack, iv->site, layer)) continue;
-    if (iv->op != CHI_OP_COPY && iv->op != CHI_OP_CALL) continue;
-    if (chi_site_time(iv->site, layer) != t) continue;
+    if (iv->op != CHI_OP_CALL || !acts_at(v, iv, layer, t)) continue;
     for (int32_t i = 0; i < iv->n_rows; i++) {
       int32_t row = stack_row(v, b, iv->site, iv->rows[i]);
-      if (iv->op == CHI_OP_CALL && k >= e->own && row >= v->lo[b]) dies_after(v, b, row, t);
-      if (iv->op == CHI_OP_CALL || !lives(v, b, row, t)) continue;
+      if (row >= v->lo[b]) dies_after(v, b, row, t);
+    }
+  }
+  for (int32_t k = 0; k < e->n; k++) {
+    const chi_intervention *iv = e->iv[k];
+    if (iv->op != CHI_OP_COPY || !acts_at(v, iv, layer, t)) continue;
+    for (int32_t i = 0; i < iv->n_rows; i++) {
+      if (!lives(v, b, stack_row(v, b, iv->site, iv->rows[i]), t)) continue;
       chi_live_need(v, iv->source, stack_row(v, iv->source, iv->site, chi_iv_source_row(iv, i)), t);
     }
   }

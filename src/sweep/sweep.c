@@ -298,6 +298,10 @@ static int64_t find_final(const final_list *f, int b, int32_t row) {
   return i;
 }
 
+static bool of_head(const chi_intervention *iv) {
+  return iv->stack == CHI_DECODER && (iv->site == CHI_SITE_FINAL_NORM || iv->site == CHI_SITE_LOGITS);
+}
+
 static int add_final(piece *pc, final_list *f, int b, int32_t row) {
   if (find_final(f, b, row) >= 0) return 0;
   int rc = chi_grow((void **)&f->r, &f->cap, f->n + 1, sizeof *f->r, pc->err);
@@ -307,8 +311,7 @@ static int add_final(piece *pc, final_list *f, int b, int32_t row) {
   for (int32_t k = 0; k < pc->x->eff[b].n; k++) { /* rows that this one copies from */
     const chi_intervention *iv = pc->x->eff[b].iv[k];
     int32_t i;
-    if (iv->op != CHI_OP_COPY || iv->stack != CHI_DECODER) continue;
-    if ((iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS) || (i = chi_iv_row(iv, row)) < 0) continue;
+    if (iv->op != CHI_OP_COPY || !of_head(iv) || (i = chi_iv_row(iv, row)) < 0) continue;
     if ((rc = add_final(pc, f, iv->source, chi_iv_source_row(iv, i))) != 0) return rc;
   }
   return 0;
@@ -379,6 +382,12 @@ static int run_head(piece *pc, const chi_layers *L) {
       continue;
     for (int32_t i = 0; i < cap->n_rows; i++) CHI_TRY(add_final(pc, &f, cap->branch, cap->rows[i]));
   }
+  for (size_t b = 0; b < x->plan->n_branches; b++) /* callbacks see all of their rows */
+    for (int i = 0; pc->include[b] && i < x->plan->branch[b].count; i++) {
+      const chi_intervention *iv = &x->plan->branch[b].iv[i];
+      for (int32_t k = 0; iv->op == CHI_OP_CALL && of_head(iv) && k < iv->n_rows; k++)
+        if (iv->rows[k] >= pc->dec.lo[x->root[b]]) CHI_TRY(add_final(pc, &f, (int)b, iv->rows[k]));
+    }
   if (f.n == 0) goto out;
   sort_final(&f);
   size_t step = copies_logits(pc) || f.n < kHeadRows ? f.n : kHeadRows;
@@ -467,14 +476,13 @@ static int plan_piece(piece *pc) {
     for (int32_t r = in->cache->rows; r < in->n_rows; r++)
       chi_live_need(&pc->dec, (int)b, r, chi_at(pc->dec.layers - 1, CHI_ST_QKV));
   }
-  for (size_t b = 0; b < x->plan->n_branches; b++) /* rows whose final norm or logits others copy */
+  for (size_t b = 0; b < x->plan->n_branches; b++) /* rows whose final norm or logits others copy or callbacks see */
     for (int i = 0; pc->include[b] && i < x->plan->branch[b].count; i++) {
       const chi_intervention *iv = &x->plan->branch[b].iv[i];
-      if (iv->op != CHI_OP_COPY || iv->stack != CHI_DECODER ||
-          (iv->site != CHI_SITE_FINAL_NORM && iv->site != CHI_SITE_LOGITS))
-        continue;
+      if (!of_head(iv) || (iv->op != CHI_OP_COPY && iv->op != CHI_OP_CALL)) continue;
       for (int32_t k = 0; k < iv->n_rows; k++)
-        chi_live_need(&pc->dec, iv->source, chi_iv_source_row(iv, k), chi_at(pc->dec.layers - 1, CHI_ST_POST));
+        chi_live_need(&pc->dec, iv->op == CHI_OP_COPY ? iv->source : (int)b, chi_iv_source_row(iv, k),
+                      chi_at(pc->dec.layers - 1, CHI_ST_POST));
     }
   CHI_TRY(chi_live_deaths(&pc->dec, pc->err));
 out:
@@ -491,6 +499,9 @@ static size_t head_bytes(const piece *pc) {
         (k->site == CHI_SITE_FINAL_NORM || k->site == CHI_SITE_LOGITS))
       n += (size_t)k->n_rows;
   }
+  for (size_t b = 0; b < x->plan->n_branches; b++)
+    for (int i = 0; pc->include[b] && i < x->plan->branch[b].count; i++)
+      if (of_head(&x->plan->branch[b].iv[i])) n += (size_t)x->plan->branch[b].iv[i].n_rows;
   size_t step = copies_logits(pc) || n < kHeadRows ? n : kHeadRows;
   return sizeof(float) * (2 * n * D + step * V);
 }

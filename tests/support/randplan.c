@@ -155,6 +155,8 @@ typedef struct maker {
   const chi_shape *s;
   const randplan_opts *o;
   chi_plan *p;
+  randplan_call *call;
+  int n_calls;
   randplan_cover *cover;
   int depth[64];
 } maker;
@@ -168,7 +170,13 @@ bool randplan_allowed(const chi_shape *s, chi_stack stack, chi_site site, chi_op
 
 /* Depends on the row's place and values only: a branch that shares the row must get the same. */
 static int bend(void *ud, int branch, chi_stack stack, chi_site site, int layer, int32_t row, float *v, int64_t width) {
-  (void)ud, (void)branch, (void)stack, (void)site;
+  randplan_call *c = ud;
+  (void)stack, (void)site;
+  if (branch == c->branch) {
+    int32_t at[2] = {layer, row};
+    c->rows++;
+    c->sum += chi_fnv64(v, (size_t)width * sizeof *v, chi_fnv64(at, sizeof at, 0));
+  }
   for (int64_t i = 0; i < width; i++) v[i] = 0.75f * v[i] + 0.01f * (float)(layer + row);
   return 0;
 }
@@ -316,7 +324,12 @@ static void add_intervention(maker *m, int b) {
   iv.seed = rnd_u32(&m->r);
   iv.sample = (uint32_t)rnd_range(&m->r, 0, 3);
   if (iv.op == CHI_OP_COPY && !pick_copy(m, b, &iv, rows, map)) return;
-  if (iv.op == CHI_OP_CALL) iv.call = bend;
+  if (iv.op == CHI_OP_CALL) {
+    assert_true(m->n_calls < RANDPLAN_CALLS);
+    m->call[m->n_calls].branch = b;
+    iv.call = bend;
+    iv.ud = &m->call[m->n_calls++];
+  }
   if (iv.op == CHI_OP_TOKEN) {
     for (int32_t i = 0; i < iv.n_rows; i++) tokens[i] = rnd_range(&m->r, 0, m->s->vocab);
     iv.tokens = tokens;
@@ -379,6 +392,7 @@ void randplan_make(randplan *out, const randnet *n, const randplan_opts *o, rand
   memset(out, 0, sizeof *out);
   assert_works(chi_plan_new(&out->plan, err));
   m.p = out->plan;
+  m.call = out->call = calloc(RANDPLAN_CALLS, sizeof *out->call);
   int32_t roots = rnd_range(&m.r, 1, RANDPLAN_ROOTS + 1), max = o->max_branches ? o->max_branches : 12;
   int32_t total = rnd_range(&m.r, roots, max + 1 > roots ? max + 1 : roots + 1),
           most = o->max_interventions ? o->max_interventions : 3;
@@ -401,6 +415,7 @@ void randplan_make(randplan *out, const randnet *n, const randplan_opts *o, rand
 void randplan_free(randplan *p) {
   chi_plan_free(p->plan);
   for (int i = 0; i < RANDPLAN_ROOTS; i++) free(p->tokens[i]);
+  free(p->call);
   memset(p, 0, sizeof *p);
 }
 

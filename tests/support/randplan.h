@@ -45,10 +45,16 @@ typedef struct randplan_opts {
   bool no_calls;                           /* without callbacks */
 } randplan_opts;
 
-enum { RANDPLAN_ROOTS = 3 };
+enum { RANDPLAN_ROOTS = 3, RANDPLAN_CALLS = 64 };
+/* What a callback of a branch saw in that branch's own rows: both executors must show it the same values. */
+typedef struct randplan_call {
+  int branch;
+  uint64_t rows, sum; /* hashes of (layer, row, values), added: the order of rows is not promised */
+} randplan_call;
 typedef struct randplan {
   chi_plan *plan;
   int32_t *tokens[RANDPLAN_ROOTS];
+  randplan_call *call; /* [RANDPLAN_CALLS] */
 } randplan;
 
 /* What random plans touched so far. */
