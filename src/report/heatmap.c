@@ -253,7 +253,9 @@ static double legend(const plan *p, const chii_pen *pen, double y, bool draw) {
   if (s->top > 0) {
     char note[80];
     snprintf(note, sizeof note,
-             s->top == 1 ? "the strongest cell of each panel" : "the %d strongest cells of each panel", s->top);
+             s->top == 1 ? "the strongest cell of each panel"
+                         : "the %d strongest cells of each panel (2 %% of the scale at least)",
+             s->top);
     if (draw) {
       chii_set_color(pen, chii_ink);
       cairo_set_line_width(pen->cr, 1.4);
@@ -334,7 +336,8 @@ static void draw_cells(const plan *p, const chii_pen *pen, const float *v, doubl
   }
 }
 
-static void draw_top(const plan *p, const chii_pen *pen, const float *v, double x0, double y0) {
+/* Cells too pale to see are not worth an outline, however they rank. */
+static void draw_top(const plan *p, const chii_pen *pen, const float *v, double limit, double x0, double y0) {
   const chi_heatmap_spec *s = p->s;
   size_t n = (size_t)s->n_rows * (size_t)s->n_layers;
   double above = INFINITY;
@@ -347,7 +350,7 @@ static void draw_top(const plan *p, const chii_pen *pen, const float *v, double 
     size_t best_i = n;
     for (size_t i = 0; i < n; i++) {
       double x = fabs((double)v[i]);
-      if (!(x > best) || !isfinite(x)) continue;
+      if (!(x > best) || !isfinite(x) || x < 0.02 * limit) continue;
       if (x > above || (x == above && i <= above_i)) continue;
       best = x;
       best_i = i;
@@ -446,7 +449,7 @@ static void draw_site(const plan *p, const chii_pen *pen, int site) {
     }
     draw_frame(p, pen, v, x0, y0);
     draw_cells(p, pen, v, p->limit[site], x0, y0);
-    draw_top(p, pen, v, x0, y0);
+    draw_top(p, pen, v, p->limit[site], x0, y0);
     draw_ticks(p, pen, x0, y0 + p->panel_h + 3);
   }
   if (site == 0 || s->limit_per_site) draw_bar(p, pen, y0, p->limit[site]);
