@@ -55,8 +55,8 @@ static int try_load(const char *dir, chi_err *err) {
 }
 
 /* ---- vocab.json + merges.txt ------------------------------------------------------------------------------- */
-/* The slow files of a tokenizer.json. Tokens that are not in the vocabulary go to added_tokens.json, as the slow classes
- * write them. */
+/* The slow files of a tokenizer.json. Tokens that are not in the vocabulary go to added_tokens.json, as the slow
+ * classes write them. */
 static void put_bpe_files(const char *dir, const json_t *j, const char *newline) {
   const json_t *model = json_object_get(j, "model"), *vocab = json_object_get(model, "vocab"), *o;
   json_t *extra = json_object();

@@ -68,4 +68,22 @@ int chii_figure_save(const chii_figure *f, const chi_provenance *prov, const cha
 /* A pen to measure text with, before the size of the figure is known. */
 int chii_pen_measure(chii_pen *p, chi_err *err);
 
+/* ---- parts of figures (parts.c) -------------------------------------------------------------------------- */
+/* Title and lines of text, max_w wide. Returns the height; draws at (x, y) if draw is set. */
+typedef struct chii_head {
+  const char *title;
+  const char *const *lines;
+  size_t n_lines;
+} chii_head;
+double chii_head_text(const chii_head *h, const chii_pen *p, double x, double y, double max_w, bool draw);
+/* The smallest of 1, 2, 2.5 (not for integers), 5 x 10^k that gives at most `most` steps over span. */
+double chii_step(double span, int most, bool integers);
+/* Multiples of step from lo to hi, at most so many. Returns their number. */
+#define CHII_MAX_TICKS 32
+int chii_ticks(double out[CHII_MAX_TICKS], double lo, double hi, double step);
+/* A number of an axis with this step: as many decimals as the step has. */
+void chii_tick_step(char out[32], double x, double step);
+/* What search and screen readers get: the lines below the title. Appends. */
+void chii_describe(chi_str *out, const chii_head *h);
+
 #endif

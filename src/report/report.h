@@ -112,4 +112,80 @@ typedef struct chi_heatmap_box {
 int chi_heatmap_layout(chi_heatmap_box *out, const chi_heatmap_spec *s, chi_err *err);
 int chi_heatmap_save(const chi_heatmap_spec *s, const chi_provenance *prov, const char *path, chi_err *err);
 
+/* ---- pictures with values on their patches ----------------------------------------------------------------- */
+/* One line of panels a map: the picture as the model saw it, the same with colours on its patches, and those patches on
+ * the original picture, where what the model never saw (cut off by the crop) is greyed out. Colours are laid over a pale
+ * grey copy of the picture: strong where the value is, none at 0. */
+typedef struct chi_overlay_map {
+  const char *name;    /* above its panels, or NULL */
+  const float *values; /* [grid_h * grid_w], row by row; NaN = no colour */
+} chi_overlay_map;
+
+typedef struct chi_overlay_spec {
+  const char *title;
+  const char *const *lines; /* below the title */
+  size_t n_lines;
+  const chi_image *seen;     /* what the model saw: chi_preprocess's rgb */
+  const chi_image *original; /* with view; NULL: no third panel */
+  const chi_view *view;      /* chi_preprocess's */
+  int grid_h, grid_w;        /* 1 to 1,000 */
+  int n_maps;                /* 1 to 64 */
+  const chi_overlay_map *maps;
+  bool sequential;         /* values from 0 up: half of the colour bar; negative ones get no colour */
+  double limit;            /* colours run to limit (and from -limit); 0 = from the values of all maps */
+  const char *scale_label; /* what the colours mean */
+  int top;                 /* the so many strongest patches of each map get an outline */
+  double scale;            /* pixels a unit in PNG; 0 = 2 */
+} chi_overlay_spec;
+
+/* Panels in units, {x, y, w, h} for the first map; map k stands k*map_step lower. whole is empty without original. */
+typedef struct chi_overlay_box {
+  double w, h, plain[4], patches[4], whole[4], map_step;
+} chi_overlay_box;
+
+/* CHI_ERR_ARG: counts out of range, missing pointers, a view of another picture. prov may be NULL. */
+int chi_overlay_layout(chi_overlay_box *out, const chi_overlay_spec *s, chi_err *err);
+int chi_overlay_save(const chi_overlay_spec *s, const chi_provenance *prov, const char *path, chi_err *err);
+
+/* ---- line charts ----------------------------------------------------------------------------------------- */
+typedef struct chi_curve {
+  const char *name;
+  const double *y;       /* [n]; NaN = a gap */
+  const double *lo, *hi; /* [n] a band around it, e.g. an interval; both or none */
+} chi_curve;
+
+typedef struct chi_refline { /* a dashed horizontal line: chance, the clean run */
+  double y;
+  const char *name;
+} chi_refline;
+
+/* Curves differ in colour (colour-blind-safe), in the mark at their points and, from the eighth on, in dashes. */
+typedef struct chi_linechart_spec {
+  const char *title;
+  const char *const *lines; /* below the title */
+  size_t n_lines;
+  const char *x_label, *y_label;
+  const double *x; /* [n], increasing, finite */
+  size_t n;        /* 1 to 100,000 */
+  const chi_curve *curves;
+  int n_curves; /* 1 to 28 */
+  const chi_refline *refs;
+  int n_refs;          /* 0 to 8 */
+  double y_min, y_max; /* equal = from the values */
+  bool y_zero;         /* from the values: 0 is on the axis */
+  double w, h;         /* of the plot in units; 0 = 620 x 340 */
+  double scale;        /* pixels a unit in PNG; 0 = 2 */
+} chi_linechart_spec;
+
+/* The plot is at (x, y, plot_w, plot_h) in units; its left edge is value x_min, its lower edge y_min. */
+typedef struct chi_linechart_box {
+  double w, h, x, y, plot_w, plot_h, x_min, x_max, y_min, y_max;
+} chi_linechart_box;
+
+/* CHI_ERR_ARG: counts out of range, missing pointers, x not increasing. prov may be NULL. */
+int chi_linechart_layout(chi_linechart_box *out, const chi_linechart_spec *s, chi_err *err);
+int chi_linechart_save(const chi_linechart_spec *s, const chi_provenance *prov, const char *path, chi_err *err);
+/* Colour of curve k. */
+void chi_curve_color(int k, uint8_t rgb[3]);
+
 #endif

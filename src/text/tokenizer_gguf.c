@@ -1,6 +1,6 @@
 /* A GGUF file's tokenizer.ggml.* keys -> the objects of a tokenizer.json -> chi_tokenizer: one place knows each step.
- * Byte-level BPE brings its merges and the name of its pre-tokenizer; a SentencePiece model brings scores, from which the
- * merges follow (docs/gguf.md). */
+ * Byte-level BPE brings its merges and the name of its pre-tokenizer; a SentencePiece model brings scores, from which
+ * the merges follow (docs/gguf.md). */
 #include <stdlib.h>
 #include <string.h>
 
