@@ -20,11 +20,15 @@ static void compare(const randnet *n, uint64_t seed, randplan_cover *cover) {
   randplan p;
   results sweep, dense, cut;
   chi_run_stats st = {0};
+  randplan_call seen[RANDPLAN_CALLS];
   randplan_make(&p, n, &(randplan_opts){.seed = seed, .no_calls = seed % 3 == 0}, cover);
   if (only) randplan_print(p.plan);
   assert_works(results_run(&sweep, &n->net, p.plan, &(chi_run_opts){.executor = CHI_EXEC_SWEEP, .stats = &st}, err));
+  memcpy(seen, p.call, sizeof seen);
+  for (int i = 0; i < RANDPLAN_CALLS; i++) p.call[i].rows = p.call[i].sum = 0;
   assert_works(results_run(&dense, &n->net, p.plan, &(chi_run_opts){.executor = CHI_EXEC_DENSE}, err));
   const char *differ = results_differ(&sweep, &dense);
+  if (!differ && memcmp(seen, p.call, sizeof seen) != 0) differ = "what a callback saw";
   if (differ) {
     randplan_print(p.plan);
     fail_msg("plan %llu on %s:\n  sweep and dense differ at %s\n  alone: build/tests/test_qformer %llu",
