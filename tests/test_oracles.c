@@ -117,7 +117,7 @@ static void each_item(void (*fn)(const item *)) {
     else if (k < 4)
       open_item(&it, "tiny-llama", 30, 34, d); /* the span crosses a block of 32 keys */
     else
-      random_item(&it, 900 + (uint64_t)k / 2, 40 + 7 * k, 39 + 5 * (k - 4), 41 + 5 * (k - 4), k % 4 < 2, c);
+      random_item(&it, 1900 + (uint64_t)k / 2, 40 + 7 * k, 39 + 5 * (k - 4), 41 + 5 * (k - 4), k % 4 < 2, c);
     fn(&it);
     free_item(&it);
   }
@@ -423,7 +423,9 @@ static void check_pictures(const item *it) {
     at[i] = take_all(it, p, blind, end, &n);
   }
   results r = run_all(it, p);
-  assert_false(same(&r, seen[0], seen[1]));
+  /* the picture reaches the last row, unless a window hides it or the queries do not read it */
+  if (it->net->decoder.spec.window == 0 && (!it->net->has_qformer || it->net->qformer.spec.cross_every > 0))
+    assert_false(same(&r, seen[0], seen[1]));
   for (int i = 1; i < 4; i++) all_same(it, &r, at[i], at[0], n, "edges from the picture cut");
   results_free(&r);
   chi_plan_free(p);

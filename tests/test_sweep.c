@@ -28,10 +28,10 @@ enum { PLANS = 4000, FEWER = 0, PLANS_PER_NET = 4 };
 /* "one seed" from the command line: that plan alone, printed. */
 static uint64_t only;
 
-/* Four plans per network; every fifth network has a Q-Former (tests/test_qformer.c has more of them). */
+/* Four plans per network; every fourth network has a Q-Former (tests/test_qformer.c has more of them). */
 static void make_net(randnet *n, uint64_t seed) {
   uint64_t k = seed / PLANS_PER_NET;
-  bool queries = k % 5 == 0;
+  bool queries = k % 4 == 0;
   randnet_make(
       n, &(randnet_opts){.seed = 1000003u * k + 17, .vision = queries ? 1 : -1, .compute = -1, .qformer = queries});
 }

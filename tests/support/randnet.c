@@ -73,6 +73,7 @@ static chi_block_spec block_spec(rnd *r, bool vision) {
                       .parallel = rnd_chance(r, 0.35),
                       .gated = rnd_chance(r, vision ? 0.2 : 0.6),
                       .act = (chi_act)rnd_range(r, CHI_ACT_SILU, CHI_ACT_RELU + 1)};
+  s.post_norm = !s.parallel && rnd_chance(r, 0.15);
   if (!vision) s.rope_half = ONE_OF(r, 0, hd / 4, hd / 2, hd / 2);
   s.attn_scale = 1.0f / sqrtf((float)hd);
   return s;
@@ -209,7 +210,10 @@ void randnet_free(randnet *n) {
 static int describe(char *buf, size_t cap, const char *what, const chi_block_spec *s) {
   return snprintf(buf, cap, "%s %dx%d %d/%d heads of %d, ffn %d%s, %s%s, rope %d", what, s->layers, s->d, s->heads,
                   s->kv_heads, s->head_dim, s->ffn, s->gated ? " gated" : "", s->norm == CHI_NORM_RMS ? "rms" : "layer",
-                  s->parallel ? " parallel" : "", s->rope_half);
+                  s->parallel    ? " parallel"
+                  : s->post_norm ? " post-norm"
+                                 : "",
+                  s->rope_half);
 }
 
 const char *randnet_name(const randnet *n) {

@@ -224,7 +224,7 @@ static chi_site pick_site(maker *m, int b, chi_stack stack) {
 static chi_op pick_op(maker *m, chi_stack stack, chi_site site) {
   if (rnd_chance(&m->r, 0.3)) return CHI_OP_COPY;
   if (stack == CHI_DECODER && site == CHI_SITE_EMBED && rnd_chance(&m->r, 0.3)) return CHI_OP_TOKEN;
-  if (chi_site_is_pattern(site) && rnd_chance(&m->r, 0.6))
+  if (chi_site_is_pattern(site) && rnd_chance(&m->r, 0.45))
     return (chi_op)rnd_range(&m->r, CHI_OP_CUT, CHI_OP_CUT_SCALE + 1);
   for (;;) {
     chi_op op = (chi_op)rnd_range(&m->r, 0, CHI_OP_COUNT);
