@@ -52,15 +52,16 @@ static double loss_of(setup *s, chi_grad *g, const chi_intervention *iv, int n_i
   return loss;
 }
 
-/* How far the loss is moved, both ways. Steps halve, so that two neighbours give Richardson's extrapolation, whose error
- * falls with h^4: large steps, that stand out of f32's rounding, will do. */
+/* How far the loss is moved, both ways. Steps halve, so that two neighbours give Richardson's extrapolation, whose
+ * error falls with h^4: large steps, that stand out of f32's rounding, will do. */
 static const double kMove[] = {0.1, 0.05, 0.025, 0.0125, 0.00625, 0.003125, 0.0015625, 0.00078125};
 enum { kSteps = sizeof kMove / sizeof *kMove };
 /* A weaker gradient cannot be told from rounding by differences of an f32 loss. */
 static const double kWeak = 0.01;
 static int strong; /* how many were strong enough */
 
-/* Half along the gradient (a strong signal), half at random (sees errors in every component). Returns direction . gradient. */
+/* Half along the gradient (a strong signal), half at random (sees errors in every component). Returns direction .
+ * gradient. */
 static double mix_direction(float *dir, const float *grad, int64_t n, rnd *r) {
   double g2 = 0, r2 = 0, dot = 0;
   for (int64_t i = 0; i < n; i++) {
@@ -75,7 +76,8 @@ static double mix_direction(float *dir, const float *grad, int64_t n, rnd *r) {
   return dot;
 }
 
-/* d loss / d value at (site, layer, row) along a random direction: analytic against (L(+h) - L(-h)) / 2h, at two steps. */
+/* d loss / d value at (site, layer, row) along a random direction: analytic against (L(+h) - L(-h)) / 2h, at two
+ * steps. */
 static void check_site(setup *s, chi_grad *g, chi_stack stack, chi_site site, int layer, int32_t row, rnd *r) {
   int64_t w = chi_site_width(&s->net.net.shape, stack, site, 0);
   float *out = calloc((size_t)w, sizeof *out), *dir = calloc((size_t)w, sizeof *dir);

@@ -97,8 +97,8 @@ static void end_plan(cell_plan *cp) {
   memset(cp, 0, sizeof *cp);
 }
 
-/* One cell: denoise restores into the corrupted run what the source holds; noise puts the corrupted value into the clean
- * run (the donor control there puts the donor's). */
+/* One cell: denoise restores into the corrupted run what the source holds; noise puts the corrupted value into the
+ * clean run (the donor control there puts the donor's). */
 static int add_cell(const chi_trace *t, cell_plan *cp, cell c, chi_err *err) {
   int branch, rc;
   int corrupt = cp->corrupt[c.sample];

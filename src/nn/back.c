@@ -12,7 +12,8 @@ typedef struct norm_job {
   int64_t d;
 } norm_job;
 
-/* RMS: y = x r w, r = (mean x^2 + eps)^-1/2:  dx = r (w dy) - x r^3 / d sum(w dy x). LayerNorm: the same around the mean. */
+/* RMS: y = x r w, r = (mean x^2 + eps)^-1/2:  dx = r (w dy) - x r^3 / d sum(w dy x). LayerNorm: the same around
+ * the mean. */
 static void norm_row(void *ud, int64_t i) {
   const norm_job *j = ud;
   const float *x = j->x + i * j->d, *dy = j->dy + i * j->d;

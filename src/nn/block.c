@@ -1,4 +1,5 @@
-/* The transformer block in stages; see nn.h. Formulas: Llama (RMSNorm, rotary, gated SiLU), CLIP (LayerNorm, biases). */
+/* The transformer block in stages; see nn.h. Formulas: Llama (RMSNorm, rotary, gated SiLU), CLIP (LayerNorm,
+ * biases). */
 #include "nn/nn.h"
 
 void chi_norm_rows(const chi_block_spec *s, const chi_norm *n, const float *x, float *y, int64_t m, int64_t d) {

@@ -101,7 +101,8 @@ static part part_of(const tape *t, const chi_intervention *iv, int64_t width) {
   return (part){iv->part_lo * unit, iv->part_hi ? iv->part_hi * unit : width};
 }
 
-/* y rows [r0, T) of a site; backward turns gradients round (SET and ZERO end them, SCALE scales, ADD lets them pass). */
+/* y rows [r0, T) of a site; backward turns gradients round (SET and ZERO end them, SCALE scales, ADD lets them
+ * pass). */
 static void touch(const tape *t, const chi_grad_step *st, chi_site site, int layer, float *y, int64_t width,
                   bool backward) {
   chi_exec x = {.net = t->net};
@@ -361,7 +362,8 @@ out:
   return rc;
 }
 
-/* add: gradients of states that leave the stack on the way (vision features): added at state l before layer l-1 is undone. */
+/* add: gradients of states that leave the stack on the way (vision features): added at state l before layer l-1 is
+ * undone. */
 typedef void (*add_state_fn)(void *ud, int state, float *d);
 static int stack_back(tape *t, const chi_grad_step *st, float *d, add_state_fn add, void *ud, chi_err *err) {
   int rc = 0;

@@ -516,7 +516,8 @@ out:
 }
 
 /* ---- layers ---------------------------------------------------------------------------------------------- */
-/* res += comp for rows that were there when comp was made and are still needed; keeps the old value for parallel blocks. */
+/* res += comp for rows that were there when comp was made and are still needed; keeps the old value for parallel
+ * blocks. */
 static void add_component(chi_layers *L, const chi_norm *after, chi_time made, chi_time needed, bool keep) {
   const chi_live *v = L->live;
   for (int32_t s = 0; s < v->n_slots; s++) {

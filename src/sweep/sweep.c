@@ -365,7 +365,8 @@ static bool copies_logits(const piece *pc) {
   return false;
 }
 
-/* Final norm and head for the rows that were asked for. Logits are made in passes of a few rows, unless some are copied. */
+/* Final norm and head for the rows that were asked for. Logits are made in passes of a few rows, unless some are
+ * copied. */
 static int run_head(piece *pc, const chi_layers *L) {
   int rc = 0;
   const chi_exec *x = pc->x;
