@@ -281,7 +281,7 @@ static void refuses_every_cut(void **state) {
   chi_free(all);
 }
 
-/* ---- element types ------------------------------------------------------------------------------------------------ */
+/* ---- element types ----------------------------------------------------------------------------------------------*/
 static void values_are_those_of_the_gguf_package(void **state) {
   (void)state;
   chi_gguf *g = NULL;
@@ -336,7 +336,7 @@ static void packing_blocks_is_packing_their_values(void **state) {
   chi_gguf_close(g);
 }
 
-/* ---- models -------------------------------------------------------------------------------------------------------- */
+/* ---- models ---------- */
 typedef struct logits {
   float *v;
   int64_t width;
@@ -492,7 +492,7 @@ static void names_what_a_model_lacks(void **state) {
   }
 }
 
-/* ---- vocabularies -------------------------------------------------------------------------------------------------- */
+/* ---- vocabularies ---------- */
 static void tokens_are_those_of_the_tokenizers_library(void **state) {
   (void)state;
   json_t *root = NULL, *line, *file;
@@ -527,7 +527,7 @@ static void tokens_are_those_of_the_tokenizers_library(void **state) {
   json_decref(root);
 }
 
-/* ---- a real model --------------------------------------------------------------------------------------------------- */
+/* ---- a real model ---------- */
 #define SMOL "models/cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 static void smollm2_agrees_with_transformers(void **state) {
