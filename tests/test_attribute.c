@@ -250,7 +250,11 @@ static void identities(const char *dir, chi_dtype_choice dtype, double tol) {
         for (int j = 0; j < a->heads; j++) {
           const chi_attr_score *s = a->pos + ((int64_t)l * a->heads + j) * a->rows, *head = &a->head[l * a->heads + j];
           double sum = 0;
-          for (int p = 0; p < a->rows; p++) sum += s[p].logit[t];
+          const float *edge = a->edge[t] + ((int64_t)l * a->heads + j) * a->rows;
+          for (int p = 0; p < a->rows; p++) {
+            sum += s[p].logit[t];
+            worst = fmax(worst, fabs((double)edge[p] - s[p].logit[t]));
+          }
           worst = fmax(worst, fabs(sum - head->logit[t]));
           heads += head->logit[t];
           worst = fmax(worst, fabs((head->increase[0] - head->increase[1]) - (head->logit[0] - head->logit[1])));
@@ -289,7 +293,11 @@ static void test_bf16(void **state) {
         fail_msg("%s: layer %d: heads %g, attention %g", f.dir, l, heads, a->attn[l].logit[0]);
     }
     double sum = 0;
-    for (int p = 0; p < a->rows; p++) sum += a->pos[p].logit[0];
+    const float *edge = a->edge[0] + (int64_t)a->order[0] * a->rows;
+    for (int p = 0; p < a->rows; p++) {
+      sum += a->pos[p].logit[0];
+      assert_true(fabs((double)edge[p] - a->pos[p].logit[0]) < 2e-4);
+    }
     assert_true(fabs(sum - a->head[a->order[0]].logit[0]) < 0.02 * fmax(1, fabs(sum)));
     chi_attribution_free(a);
     close_fixture(&f);
@@ -364,6 +372,17 @@ static void test_map(void **state) {
     if (v[f.p->image_row + i] > v[f.p->image_row + best]) best = i;
   }
   assert_true(fabs(sum - 1) < 1e-12 && lo == 0 && map[best] == hi);
+  double all = 0, patches = 0;
+  chi_attribution_all_heads(a, 0, v);
+  for (int i = 0; i < 16; i++) all += v[f.p->image_row + i];
+  for (int i = 0; i < a->layers * a->heads; i++) patches += a->picture[i];
+  assert_true(fabs(all - patches) < 1e-9);
+  chi_attribute_opts by = opts_of(&f);
+  by.by_picture = true;
+  chi_attribution *b = run(&f, by);
+  int32_t at = b->pos_head[0].layer * b->heads + b->pos_head[0].head;
+  for (int i = 0; i < a->layers * a->heads; i++) assert_true(a->picture[i] <= a->picture[at] && a->reads[i] <= 1.00001);
+  chi_attribution_free(b);
   for (int r = 0; r < a->rows; r++) v[r] = 0.25;
   assert_false(chi_attribution_map(a, v, map)); /* flat */
   for (int i = 0; i < 16; i++) assert_true(map[i] == 0);
@@ -389,6 +408,11 @@ static void test_refusals(void **state) {
   o.heads = &(chi_attr_head){1, 4};
   o.n_heads = 1;
   assert_fails(chi_attribute_run(&a, f.m, f.p, &o, err), CHI_ERR_ARG, "there is no head 1_4");
+  fixture text;
+  open_tiny(&text, kTiny[1], CHI_DTYPE_F32);
+  assert_fails(chi_attribute_run(&a, text.m, text.p, &(chi_attribute_opts){.versus = -1, .by_picture = true}, err),
+               CHI_ERR_ARG, "the prompt has none");
+  close_fixture(&text);
   assert_works(chi_attr_heads_parse(&h, &n, f.m, "3_0,2_2", err));
   assert_int_equal(n, 2);
   assert_true(h[1].layer == 2 && h[1].head == 2);

@@ -299,6 +299,11 @@ static int alloc_scores(chii_attr *x) {
   a->mlp = chi_arena_array(&a->arena, L, sizeof *a->mlp, x->err);
   a->head = chi_arena_array(&a->arena, L * H, sizeof *a->head, x->err);
   a->order = chi_arena_array(&a->arena, L * H, sizeof *a->order, x->err);
+  a->picture = chi_arena_array(&a->arena, L * H, sizeof *a->picture, x->err);
+  a->reads = chi_arena_array(&a->arena, L * H, sizeof *a->reads, x->err);
+  bool all = a->order && a->picture && a->reads;
+  for (int t = 0; t < (o->versus >= 0 ? 2 : 1); t++)
+    all = (a->edge[t] = chi_arena_array(&a->arena, L * H * T, sizeof *a->edge[t], x->err)) && all;
   a->pos_head = chi_arena_array(&a->arena, n, sizeof *a->pos_head, x->err);
   a->pos = chi_arena_array(&a->arena, n * T, sizeof *a->pos, x->err);
   a->weight = chi_arena_array(&a->arena, n * T, sizeof *a->weight, x->err);
@@ -306,8 +311,8 @@ static int alloc_scores(chii_attr *x) {
   a->logits = chi_arena_array(&a->arena, V, sizeof *a->logits, x->err);
   x->base.logits = chi_arena_array(&x->tmp, V, sizeof *x->base.logits, x->err);
   x->logits = chi_arena_array(&x->tmp, CHII_BATCH * V, sizeof *x->logits, x->err);
-  bool all = a->attn && a->mlp && a->head && a->order && a->pos_head && a->pos && a->weight && a->avg_attention &&
-             a->logits && x->base.logits && x->logits;
+  all = all && a->attn && a->mlp && a->head && a->pos_head && a->pos && a->weight && a->avg_attention && a->logits &&
+        x->base.logits && x->logits;
   return all ? 0 : CHI_ERR_MEMORY;
 }
 
@@ -334,6 +339,23 @@ static int set_targets(chii_attr *x) {
   return 0;
 }
 
+/* Whose positions are scored: the caller's heads, or the best. */
+static int choose_heads(chii_attr *x) {
+  chi_attribution *a = x->a;
+  int rc = 0;
+  int32_t n = a->layers * a->heads, *order = chi_calloc((size_t)n, sizeof *order, x->err);
+  chi_attr_score *s = chi_calloc((size_t)n, sizeof *s, x->err);
+  CHI_TRY(order && s ? 0 : CHI_ERR_MEMORY);
+  for (int32_t i = 0; i < n; i++) s[i].increase[0] = a->opts.by_picture ? a->picture[i] : a->head[i].increase[0];
+  CHI_TRY(chii_attr_order(s, n, order, x->err));
+  for (int32_t i = 0; i < a->n_positions; i++)
+    a->pos_head[i] = a->opts.heads ? a->opts.heads[i] : (chi_attr_head){order[i] / a->heads, order[i] % a->heads};
+out:
+  chi_free(order);
+  chi_free(s);
+  return rc;
+}
+
 static int score_all(chii_attr *x) {
   int rc = 0;
   chi_attribution *a = x->a;
@@ -344,12 +366,10 @@ static int score_all(chii_attr *x) {
     CHI_TRY(chi_progress("heads", l + step < a->layers ? l + step : a->layers, a->layers, x->err));
   }
   average_attention(x);
+  CHI_TRY(chii_attr_edges(x));
   CHI_TRY(chii_attr_order(a->head, a->layers * a->heads, a->order, x->err));
-  for (int n = 0; n < a->n_positions; n++) {
-    a->pos_head[n] = o->heads ? o->heads[n] : (chi_attr_head){a->order[n] / a->heads, a->order[n] % a->heads};
-    CHI_TRY(check_head(a->model, a->pos_head[n], x->err));
-    CHI_TRY(score_positions(x, n));
-  }
+  CHI_TRY(choose_heads(x));
+  for (int n = 0; n < a->n_positions; n++) CHI_TRY(score_positions(x, n));
   if (o->n_neurons > 0) CHI_TRY(chii_attr_neurons(x));
   if (o->n_attn_neurons > 0) CHI_TRY(chii_attr_attn_neurons(x));
   if (o->n_views > 0 && o->n_words > 0) CHI_TRY(chii_attr_views(x));
@@ -368,6 +388,10 @@ int chi_attribute_run(chi_attribution **out, const chi_model *m, const chi_promp
   a->model = m, a->prompt = p, a->opts = *o;
   CHI_TRY(alloc_scores(&x));
   for (int i = 0; o->heads && i < o->n_heads; i++) CHI_TRY(check_head(m, o->heads[i], err));
+  if (o->by_picture && p->n_image == 0) {
+    rc = chi_fail(err, CHI_ERR_ARG, "heads cannot be chosen by the picture: the prompt has none");
+    goto out;
+  }
   CHI_TRY(run_pass(&x, o->mem));
   CHI_TRY(set_targets(&x));
   a->proj = chi_projection_of(x.net, final_state(&x), o->eps);

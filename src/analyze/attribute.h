@@ -16,6 +16,7 @@
 #define CHI_ATTRIBUTE_H
 
 #include "analyze/metrics.h"
+#include "analyze/patches.h"
 #include "analyze/projection.h"
 #include "model/model.h"
 #include "sweep/run.h"
@@ -44,6 +45,7 @@ typedef struct chi_attribute_opts {
   double eps;                 /* of the frozen scale; < 0 = the model's own (the published code uses 1e-6) */
   const chi_attr_head *heads; /* whose positions are scored; NULL = the n_heads best by increase */
   int32_t n_heads;            /* 0 = 1 */
+  bool by_picture;            /* the n_heads best by the logit that they draw from the picture, not by increase */
   int32_t n_neurons, n_attn_neurons; /* the so many best are kept; 0 = none are scored. Attention: of the scored heads */
   int32_t n_views, n_words;   /* vocabulary views of the so many best positions of each scored head, n_words each */
   bool slow;                  /* positions one by one through the whole head: the definition, for tests */
@@ -62,6 +64,9 @@ typedef struct chi_attribution {
   chi_attr_score embed;        /* of the embedding at the last row (increase: 0) */
   chi_attr_score *attn, *mlp;  /* [layers] */
   chi_attr_score *head;        /* [layers][heads] */
+  float *edge[CHI_ATTR_TARGETS]; /* [layers][heads][rows]: B(o_ljp)_w of every position of every head */
+  double *picture;             /* [layers][heads]: the target's logit that comes from the picture's patches */
+  double *reads;               /* [layers][heads]: attention of the last row on the patches */
   int32_t *order;              /* [layers*heads] layer*heads + head, best increase first; ties: lower index */
   int32_t n_positions;         /* heads whose positions were scored */
   chi_attr_head *pos_head;     /* [n_positions] */
@@ -82,9 +87,12 @@ int chi_attribute_run(chi_attribution **out, const chi_model *m, const chi_promp
                       chi_err *err);
 void chi_attribution_free(chi_attribution *a);
 
-/* One value per picture row from `values` [rows], normalised as published: (x - min) / (max - min), then divided by its
- * sum. Returns false and fills zeros where the map is flat (max = min) or there is no picture. */
+/* One value per patch (analyze/patches.h) from `values` [rows], normalised as published: (x - min) / (max - min), then
+ * divided by its sum. Returns false and fills zeros where the map is flat (max - min <= 1e-6, the scores' own rounding) or
+ * there is no picture. */
 bool chi_attribution_map(const chi_attribution *a, const double *values, double *map);
+/* Sum over all heads of the target's logit from each row (an extension). out [rows] */
+void chi_attribution_all_heads(const chi_attribution *a, int target, double *out);
 /* Sum over the scored heads of the increase at each row (an extension: the published tool shows one head). out [rows] */
 void chi_attribution_sum(const chi_attribution *a, int target, double *out);
 

@@ -7,6 +7,69 @@
 
 const char *const chi_view_name[CHI_VIEWS] = {"input", "key", "value", "ov"};
 
+/* ---- every position of every head, logits only ----------------------------------------------------------- */
+/* B(x)_w = c.x for one token w: c [d]. */
+static void token_direction(const chii_attr *x, int32_t token, float *c) {
+  const chi_decoder *dec = &x->net->decoder;
+  int64_t d = dec->spec.d;
+  double sum = 0;
+  chi_mat_read(&dec->head.w, token, 1, c);
+  for (int64_t i = 0; i < d; i++) {
+    c[i] *= dec->final.w[i] * x->a->proj.r;
+    sum += (double)c[i];
+  }
+  float mean = dec->spec.norm == CHI_NORM_LAYER ? (float)(sum / (double)d) : 0;
+  for (int64_t i = 0; i < d; i++) c[i] -= mean;
+}
+
+typedef struct edge_job {
+  const chii_attr *x;
+  int layer, target;
+  const float *z; /* [heads*head_dim]: B(O y)_w = z.y */
+} edge_job;
+
+static void edge_head(void *ud, int64_t j) {
+  const edge_job *e = ud;
+  const chi_block_spec *k = e->x->k;
+  chi_attribution *a = e->x->a;
+  int64_t hd = k->head_dim, nkv = k->kv_heads * hd, kv = j / (k->heads / k->kv_heads), at = e->layer * k->heads + j;
+  const float *v = chii_state(e->x, CHII_V, e->layer) + kv * hd,
+              *alpha = chii_state(e->x, CHII_PATTERN, e->layer) + j * a->rows;
+  for (int64_t p = 0; p < a->rows; p++)
+    a->edge[e->target][at * a->rows + p] = alpha[p] * chi_dot(v + p * nkv, e->z + j * hd, hd);
+}
+
+/* By linearity a layer costs one product with its output projection. */
+int chii_attr_edges(chii_attr *x) {
+  int rc = 0;
+  chi_attribution *a = x->a;
+  const chi_block_spec *k = x->k;
+  int64_t d = k->d, nq = (int64_t)k->heads * k->head_dim;
+  chi_patches g = chi_patches_of(a->model, a->prompt);
+  float *c = chi_calloc((size_t)(2 * d), sizeof *c, x->err), *z = chi_calloc((size_t)(2 * nq), sizeof *z, x->err);
+  CHI_TRY(c && z ? 0 : CHI_ERR_MEMORY);
+  for (int t = 0; t < a->n_targets; t++) {
+    token_direction(x, a->target[t], c);
+    memcpy(c + d, c, (size_t)d * sizeof *c); /* second row: what rounding to bf16 takes off */
+    if (x->net->compute == CHI_COMPUTE_BF16) chi_rows_round_bf16(c, d, 1, d);
+    for (int64_t i = 0; i < d; i++) c[d + i] -= c[i];
+    for (int l = 0; l < k->layers; l++) {
+      CHI_TRY(chi_gemm_t(&x->net->decoder.block[l].o.w, c, d, z, nq, 2, x->err));
+      chi_rows_add(z, nq, z + nq, nq, 1, nq);
+      chi_parallel_for(k->heads, edge_head, &(edge_job){x, l, t, z});
+    }
+  }
+  for (int64_t i = 0; i < (int64_t)a->layers * a->heads; i++)
+    for (int32_t p = g.first; p < g.first + g.n; p++) {
+      a->picture[i] += (double)a->edge[0][i * a->rows + p];
+      a->reads[i] += (double)chii_state(x, CHII_PATTERN, (int)(i / a->heads))[i % a->heads * a->rows + p];
+    }
+out:
+  chi_free(c);
+  chi_free(z);
+  return rc;
+}
+
 /* ---- neurons --------------------------------------------------------------------------------------------- */
 static int by_neuron(const void *x, const void *y) {
   const chi_attr_neuron *p = x, *q = y;
@@ -227,18 +290,25 @@ out:
 
 /* ---- maps ------------------------------------------------------------------------------------------------ */
 bool chi_attribution_map(const chi_attribution *a, const double *values, double *map) {
-  const chi_prompt *p = a->prompt;
+  chi_patches g = chi_patches_of(a->model, a->prompt);
   double lo = INFINITY, hi = -INFINITY, sum = 0;
-  for (int32_t i = 0; i < p->n_image; i++) {
-    lo = fmin(lo, values[p->image_row + i]);
-    hi = fmax(hi, values[p->image_row + i]);
+  for (int32_t i = 0; i < g.n; i++) {
+    lo = fmin(lo, values[g.first + i]);
+    hi = fmax(hi, values[g.first + i]);
   }
-  for (int32_t i = 0; i < p->n_image; i++) {
-    map[i] = hi > lo ? (values[p->image_row + i] - lo) / (hi - lo) : 0;
+  for (int32_t i = 0; i < g.n; i++) {
+    map[i] = hi - lo > 1e-6 ? (values[g.first + i] - lo) / (hi - lo) : 0;
     sum += map[i];
   }
-  for (int32_t i = 0; i < p->n_image && sum > 0; i++) map[i] /= sum;
+  for (int32_t i = 0; i < g.n && sum > 0; i++) map[i] /= sum;
   return sum > 0;
+}
+
+void chi_attribution_all_heads(const chi_attribution *a, int target, double *out) {
+  for (int32_t r = 0; r < a->rows; r++) {
+    out[r] = 0;
+    for (int64_t i = 0; i < (int64_t)a->layers * a->heads; i++) out[r] += (double)a->edge[target][i * a->rows + r];
+  }
 }
 
 void chi_attribution_sum(const chi_attribution *a, int target, double *out) {
