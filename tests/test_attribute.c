@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "analyze/attribute.h"
+#include "report/attribute_report.h"
 #include "support/support.h"
 
 typedef struct fixture {
@@ -437,12 +438,114 @@ static void test_refusals(void **state) {
   close_fixture(&f);
 }
 
+/* ---- files ----------------------------------------------------------------------------------------------- */
+static json_t *at(json_t *j, const char *key, size_t i) { return json_array_get(json_object_get(j, key), i); }
+static double num(json_t *o, const char *key) { return json_number_value(json_object_get(o, key)); }
+
+static void test_files(void **state) {
+  (void)state;
+  fixture f;
+  char path[4096];
+  const char *dir = tmp_path("attribution");
+  chi_str files = {0}, text = {0};
+  chi_st *st = NULL;
+  json_t *j = NULL;
+  open_tiny(&f, kTiny[0], CHI_DTYPE_F32);
+  chi_attribute_opts o = opts_of(&f);
+  o.n_heads = 2;
+  o.n_neurons = o.n_attn_neurons = 7;
+  o.n_views = 2;
+  chi_attribution *a = run(&f, o);
+  chi_provenance prov = {.command = "test", .image_path = chi_st_meta(f.st, "picture")};
+  assert_works(chi_attribution_write(a, &prov, dir, &files, err));
+  assert_non_null(strstr(files.s, "patches.{png,svg}"));
+  assert_int_equal(count_files(dir), 9);
+  snprintf(path, sizeof path, "%s/attribution.json", dir);
+  assert_works(chi_json_load(&j, path, 1 << 24, err));
+  json_t *best = at(j, "heads", 0), *row = at(at(j, "positions", 1), "rows", 3);
+  assert_true(num(best, "layer") == a->pos_head[0].layer && num(best, "head") == a->pos_head[0].head);
+  assert_true(fabs(num(best, "increase") - a->head[a->order[0]].increase[0]) < 1e-7);
+  assert_true(fabs(num(row, "increase") - a->pos[a->rows + 3].increase[0]) < 1e-7);
+  assert_int_equal(json_array_size(json_object_get(j, "map")), 4);
+  assert_int_equal(json_array_size(at(j, "map", 3)), 4);
+  assert_int_equal(json_array_size(json_object_get(j, "neurons")), 7);
+  assert_int_equal(json_array_size(json_object_get(at(j, "views", 3), "ov") ? json_object_get(j, "views") : NULL), 4);
+  json_decref(j);
+  snprintf(path, sizeof path, "%s/attribution.safetensors", dir);
+  assert_works(chi_st_open(&st, path, err));
+  const chi_tensor *t = chi_st_find(st, "pos.increase"), *edge = chi_st_find(st, "edge.logit");
+  assert_true(t && t->ndim == 3 && t->dim[0] == 2 && t->dim[1] == 2 && t->dim[2] == a->rows);
+  assert_true(((const float *)t->data)[3 * a->rows] == (float)a->pos[a->rows].increase[1]);
+  assert_true(edge && edge->ndim == 4 && edge->dim[3] == a->rows);
+  chi_st_close(st);
+  assert_works(chi_attribution_summary(a, 120, 5, &text, err));
+  assert_non_null(strstr(text.s, "positions of head"));
+  chi_str_free(&text);
+  chi_str_free(&files);
+  chi_attribution_free(a);
+  close_fixture(&f);
+}
+
+/* Our own numbers as the published ones agree in every line; moved ones are found. */
+static void test_compare(void **state) {
+  (void)state;
+  fixture f;
+  int lines = 0, differ = 0;
+  double eps = -1;
+  chi_attr_head h;
+  chi_str text = {0};
+  open_tiny(&f, kTiny[0], CHI_DTYPE_F32);
+  chi_attribution *a = run(&f, opts_of(&f));
+  h = a->pos_head[0];
+  int32_t row = f.p->image_row + 2, top = chi_argmax(a->logits, 400);
+  char label[32];
+  snprintf(label, sizeof label, "%d_%d", h.layer, h.head);
+  for (int moved = 0; moved < 2; moved++) { /* their picture stands two rows later */
+    json_t *j =
+        json_pack("{s:f,s:i,s:[i],s:{s:f},s:{s:s,s:[[i,f,f]]}}", "eps", 1e-6, "image_row", f.p->image_row + 2,
+                  "next_tokens", (int)top, "heads", label, a->head[a->order[0]].increase[0] + 0.1 * moved, "positions",
+                  "head", label, "rows", (int)row + 2, a->pos[row].increase[0], (double)a->weight[row]);
+    assert_non_null(j);
+    assert_works(chi_attribution_published_head(&h, &eps, j, err));
+    assert_true(eps == 1e-6 && h.layer == a->pos_head[0].layer);
+    assert_works(chi_attribution_compare(a, j, 100, &lines, &differ, &text, err));
+    assert_int_equal(lines, 4);
+    assert_int_equal(differ, moved);
+    json_decref(j);
+  }
+  assert_non_null(strstr(text.s, "3 of 4 lines agree within 0.005"));
+  chi_str_free(&text);
+  static const char *const kBad[] = {"[]", "{\"positions\":{\"head\":\"x\"}}", "{\"eps\":\"x\"}"};
+  for (int i = 0; i < 3; i++) {
+    json_t *j = NULL;
+    assert_works(chi_json_parse(&j, kBad[i], strlen(kBad[i]), "test", err));
+    assert_fails(chi_attribution_published_head(&h, &eps, j, err), CHI_ERR_FORMAT, "published values");
+    json_decref(j);
+  }
+  static const char *const kWrong[] = {"{}",
+                                       "{\"heads\":{\"9_9\":1}}",
+                                       "{\"heads\":{\"0_0\":\"x\"}}",
+                                       "{\"next_tokens\":[4000]}",
+                                       "{\"next_tokens\":[\"x\"]}",
+                                       "{\"positions\":{\"head\":\"3_0\",\"rows\":[[1]]}}"};
+  for (int i = 0; i < 6; i++) {
+    json_t *j = NULL;
+    assert_works(chi_json_parse(&j, kWrong[i], strlen(kWrong[i]), "test", err));
+    assert_fails(chi_attribution_compare(a, j, 100, &lines, &differ, &text, err), CHI_ERR_FORMAT, "published values");
+    json_decref(j);
+  }
+  chi_str_free(&text);
+  chi_attribution_free(a);
+  close_fixture(&f);
+}
+
 int main(void) {
   chi_err err = {0};
   if (chi_cpu_init(NULL, &err)) return 1;
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference),    cmocka_unit_test(test_demo),
                                      cmocka_unit_test(test_identities),   cmocka_unit_test(test_bf16),
                                      cmocka_unit_test(test_fast_is_slow), cmocka_unit_test(test_threads),
-                                     cmocka_unit_test(test_map),          cmocka_unit_test(test_refusals)};
+                                     cmocka_unit_test(test_map),          cmocka_unit_test(test_files),
+                                     cmocka_unit_test(test_compare),      cmocka_unit_test(test_refusals)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

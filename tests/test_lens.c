@@ -6,6 +6,7 @@
 
 #include "analyze/attribute.h"
 #include "analyze/lens.h"
+#include "report/lens_report.h"
 #include "support/support.h"
 
 static const char *const kTiny[] = {"tiny-gqa", "tiny-llama", "tiny-opt", "tiny-phi", "tiny-gpt2"};
@@ -246,6 +247,51 @@ static void test_refusals(void **state) {
   close_fixture(&f);
 }
 
+/* ---- files ----------------------------------------------------------------------------------------------- */
+static void test_files(void **state) {
+  (void)state;
+  fixture f;
+  chi_lens *l = NULL;
+  char path[4096], *page = NULL;
+  const char *dir = tmp_path("lens");
+  size_t n = 0;
+  int32_t word = 33;
+  json_t *j = NULL;
+  chi_str text = {0};
+  open_tiny(&f, "tiny-gqa", CHI_DTYPE_F32);
+  chi_lens_opts o = {.k = 3, .words = &word, .n_words = 1, .embed = CHI_EMBED_COSINE};
+  chi_lens_word_name name = {"</script><script>alert(1)</script>", true};
+  assert_works(chi_lens_run(&l, f.m, f.p, &o, err));
+  assert_works(chi_lens_write(l, name, NULL, dir, err));
+  assert_int_equal(count_files(dir), 3);
+  snprintf(path, sizeof path, "%s/lens.json", dir);
+  assert_works(chi_json_load(&j, path, 1 << 24, err));
+  json_t *cell = json_array_get(json_array_get(json_object_get(j, "cells"), 5), 2);
+  assert_int_equal(json_array_size(cell), 6);
+  assert_int_equal(json_integer_value(json_array_get(cell, 0)), l->cell.id[(5 * l->n_layers + 2) * 3]);
+  assert_non_null(json_object_get(json_object_get(j, "word_by_role"), "image"));
+  json_decref(j);
+  snprintf(path, sizeof path, "%s/lens.html", dir);
+  assert_works(chi_read_file(&page, &n, path, 1 << 24, err));
+  assert_null(strstr(page, "<script>alert")); /* data cannot become markup */
+  assert_non_null(strstr(page, "data:image/png;base64,"));
+  for (const char *p = page; (p = strstr(p, "://")) != NULL; p++) /* nothing is loaded: one name of a namespace */
+    assert_true(strncmp(p, "://www.w3.org/2000/svg'", 23) == 0);
+  chi_free(page);
+  assert_works(chi_lens_summary(l, name, 100, 10, &text, err));
+  assert_non_null(strstr(text.s, "more rows"));
+  chi_str_free(&text);
+  chi_lens_free(l);
+  int32_t last = f.p->n_rows - 1;
+  o = (chi_lens_opts){.rows = &last, .n_rows = 1, .k = 9};
+  assert_works(chi_lens_run(&l, f.m, f.p, &o, err));
+  assert_works(chi_lens_summary(l, (chi_lens_word_name){0}, 100, 10, &text, err));
+  assert_non_null(strstr(text.s, "input"));
+  chi_str_free(&text);
+  chi_lens_free(l);
+  close_fixture(&f);
+}
+
 static int stop(void *ud, int32_t row, int32_t column, const float *logits, int64_t vocab) {
   (void)row, (void)column, (void)logits, (void)vocab;
   return ++*(int *)ud == 70;
@@ -268,6 +314,7 @@ int main(void) {
   if (chi_cpu_init(NULL, &err)) return 1;
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_last_layer), cmocka_unit_test(test_reference),
                                      cmocka_unit_test(test_embeddings), cmocka_unit_test(test_words),
-                                     cmocka_unit_test(test_refusals),   cmocka_unit_test(test_stop)};
+                                     cmocka_unit_test(test_refusals),   cmocka_unit_test(test_stop),
+                                     cmocka_unit_test(test_files)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -244,8 +244,8 @@ static int one_row(const chi_lens *l, int width, chi_str *out, chi_err *err) {
   char align[16] = "l";
   chi_table *t = NULL;
   for (int i = 0; i < 1 + 2 * n; i++) head[i] = kHead[i];
-  for (int i = 0; i < n; i++) strcat(align, "lr");
-  if (l->cell.rank) head[1 + 2 * n] = kHead[13], strcat(align, "r");
+  for (int i = 0; i < 2 * n; i++) align[1 + i] = i % 2 ? 'r' : 'l';
+  if (l->cell.rank) head[1 + 2 * n] = kHead[13], align[1 + 2 * n] = 'r';
   chii_row_word(l->model, l->prompt, l->rows[0], tok);
   chi_str_addf(out, "row %d, %s (%s)\n", (int)l->rows[0], tok, chi_role_name(l->prompt->role[l->rows[0]]));
   CHI_TRY(chi_table_new(&t, head, align, err));
@@ -281,11 +281,11 @@ static int many_rows(const chi_lens *l, int width, int max_rows, chi_str *out, c
   const char *head[kMost + 4] = {"row", "token"};
   int n = pick_columns(l, fits < 1 ? 1 : fits < kMost ? fits : kMost, pick), at = 2;
   chi_table *t = NULL;
-  if (l->embed) head[at++] = "embeddings", strcat(align, "l");
+  if (l->embed) align[at] = 'l', head[at++] = "embeddings";
   for (int i = 0; i < n; i++) {
     column_name(l, pick[i], name[i], sizeof name[i]);
+    align[at] = 'l';
     head[at++] = name[i];
-    strcat(align, "l");
   }
   CHI_TRY(chi_table_new(&t, head, align, err));
   for (int32_t r = 0; r < l->n_rows && r < max_rows; r++) {
@@ -321,7 +321,7 @@ static int role_table(const chi_lens *l, chi_lens_word_name word, int width, chi
   for (int i = 0; i < n; i++) {
     column_name(l, pick[i], name[i], sizeof name[i]);
     head[i + 1] = name[i];
-    strcat(align, "r");
+    align[i + 1] = 'r';
   }
   chi_str_addf(out, "\nrank of \"%s\"%s: best (mean of 1/rank), by layer\n", word.text,
                word.part ? ", its first token" : "");
