@@ -78,8 +78,10 @@ static void open_item(item *it, const char *folder, int32_t lo, int32_t hi, chi_
 
 static void random_item(item *it, uint64_t seed, int32_t T, int32_t lo, int32_t hi, bool picture, chi_compute compute) {
   memset(it, 0, sizeof *it);
-  randnet_make(&it->rand,
-               &(randnet_opts){.seed = seed, .vision = picture, .compute = (int)compute, .qformer = seed % 4 == 0});
+  randnet_make(
+      &it->rand,
+      &(randnet_opts){
+          .post_norm = true, .seed = seed, .vision = picture, .compute = (int)compute, .qformer = seed % 4 == 0});
   it->net = &it->rand.net;
   snprintf(it->name, sizeof it->name, "%.150s", randnet_name(&it->rand));
   it->in = (chi_input){.n_rows = T, .image_row = picture ? 2 : -1};

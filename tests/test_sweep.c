@@ -1,20 +1,20 @@
-/* The sweep against its definition, the dense executor, on random plans over random networks: every captured bit, and
- * what callbacks saw.
+/* The sweep against its definition, the dense executor, on random plans over random networks: every captured bit,
+ * and what callbacks saw.
  *
- * Tried by hand, each must fail here (or, where marked, in test_sweep_bits.c). In live.c: no births at mix, or a layer
- * late; kv_layer one late, one early (bits: the count of live rows) or late for inputs; a tower treated as causal, in
- * births or in keys; no need for what a copy reads, or for the row of the same number; no need for the parent's row of a
- * newborn; keys needed only from lo + 1, not handed up to the parent, or not taken from children; births counted as
- * deaths at the same time; lo without the picture, or a tower's lo at its row; hidden neurons born at their own stage;
- * a copy before a callback at one row. In layers.c: a newborn that runs its parent's interventions again or not its own,
- * or does not take component or layer input; key blocks not copied or written in place; queries of the own slot; edges
- * dropped; parallel blocks that read the sum; weights replaced without a second attention; offsets of chunks (bits). In
- * sweep.c: a projector that does not see a change of tower, Q-Former or its own, or that the decoder does not see; the
- * head without sources, unsorted, or from the wrong row; pieces without sources (both), with targets twice (bits). */
+ * Tried by hand, each must fail here (or, where marked, in test_sweep_bits.c). In live.c: no births at mix, or a
+ * layer late; kv_layer one late, one early (bits: the count of live rows) or late for inputs; a tower treated as
+ * causal, in births or in keys; no need for what a copy reads, or for the row of the same number; no need for the
+ * parent's row of a newborn; keys needed only from lo + 1, not handed up to the parent, or not taken from children;
+ * births counted as deaths at the same time; lo without the picture, or a tower's lo at its row; hidden neurons born
+ * at their own stage; a copy before a callback at one row. In layers.c: a newborn that runs its parent's
+ * interventions again or not its own, or does not take component or layer input; key blocks not copied or written in
+ * place; queries of the own slot; edges dropped; parallel blocks that read the sum; weights replaced without a
+ * second attention; offsets of chunks (bits). In sweep.c: a projector that does not see a change of tower, Q-Former
+ * or its own, or that the decoder does not see; the head without sources, unsorted, or from the wrong row; pieces
+ * without sources (both), with targets twice (bits). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "support/randplan.h"
 #include "support/support.h"
@@ -33,7 +33,9 @@ static void make_net(randnet *n, uint64_t seed) {
   uint64_t k = seed / PLANS_PER_NET;
   bool queries = k % 4 == 0;
   randnet_make(
-      n, &(randnet_opts){.seed = 1000003u * k + 17, .vision = queries ? 1 : -1, .compute = -1, .qformer = queries});
+      n,
+      &(randnet_opts){
+          .post_norm = true, .seed = 1000003u * k + 17, .vision = queries ? 1 : -1, .compute = -1, .qformer = queries});
 }
 
 /* 1 = compared, 0 = refused as a cycle. */

@@ -52,7 +52,8 @@ static void test_same_bits(void **state) {
     randplan p;
     results base;
     char what[64];
-    randnet_make(&n, &(randnet_opts){.seed = 77 * seed, .vision = seed % 2 == 0, .compute = seed % 3 == 0});
+    randnet_make(
+        &n, &(randnet_opts){.post_norm = true, .seed = 77 * seed, .vision = seed % 2 == 0, .compute = seed % 3 == 0});
     randplan_make(&p, &n, &(randplan_opts){.seed = 1000 + seed}, NULL);
     assert_works(results_run(&base, &n.net, p.plan, &(chi_run_opts){0}, err));
     uint64_t want = results_hash(&base);
@@ -89,7 +90,7 @@ static void test_budget_names_bytes(void **state) {
   (void)state;
   randnet n;
   int32_t tokens[40] = {1, 2, 3};
-  randnet_make(&n, &(randnet_opts){.seed = 5, .vision = 0, .compute = CHI_COMPUTE_F32});
+  randnet_make(&n, &(randnet_opts){.post_norm = true, .seed = 5, .vision = 0, .compute = CHI_COMPUTE_F32});
   chi_plan *p = plan_new();
   int b = plan_root(p, &(chi_input){.tokens = tokens, .n_rows = 40});
   plan_take_logits(p, b, 39);
@@ -122,7 +123,8 @@ static void test_lengths(void **state) {
     randnet n;
     randplan p;
     results sweep, dense;
-    randnet_make(&n, &(randnet_opts){.seed = 31 * i + 7, .vision = i % 4 == 0, .compute = i % 2 != 0});
+    randnet_make(&n,
+                 &(randnet_opts){.post_norm = true, .seed = 31 * i + 7, .vision = i % 4 == 0, .compute = i % 2 != 0});
     randplan_make(&p, &n, &(randplan_opts){.seed = i, .min_rows = T, .max_rows = T, .max_branches = 6}, NULL);
     assert_works(results_run(&sweep, &n.net, p.plan, &(chi_run_opts){0}, err));
     assert_works(results_run(&dense, &n.net, p.plan, &(chi_run_opts){.executor = CHI_EXEC_DENSE}, err));
@@ -152,7 +154,8 @@ static void test_nan_stays(void **state) {
     randplan p;
     results before, after;
     rnd r = {seed};
-    randnet_make(&n, &(randnet_opts){.seed = seed, .vision = seed % 3 == 0, .compute = seed % 2 == 0});
+    randnet_make(&n,
+                 &(randnet_opts){.post_norm = true, .seed = seed, .vision = seed % 3 == 0, .compute = seed % 2 == 0});
     randplan_make(&p, &n, &(randplan_opts){.seed = 500 + seed}, NULL);
     assert_works(results_run(&before, &n.net, p.plan, &(chi_run_opts){0}, err));
     assert_false(has_nan(&before));
@@ -195,7 +198,7 @@ static void check_live_rows(uint64_t seed) {
   enum { T = 60, LO = 41, HI = 43 };
   randnet n;
   int32_t tokens[T] = {0}, other[2] = {7, 8};
-  randnet_make(&n, &(randnet_opts){.seed = seed, .vision = 0, .compute = CHI_COMPUTE_F32});
+  randnet_make(&n, &(randnet_opts){.post_norm = true, .seed = seed, .vision = 0, .compute = CHI_COMPUTE_F32});
   const int L = n.net.shape.stack[CHI_DECODER].layers;
   chi_plan *p = plan_new();
   int clean = plan_root(p, &(chi_input){.tokens = tokens, .n_rows = T}), corrupt = plan_child(p, clean);
@@ -253,7 +256,7 @@ static void test_callbacks(void **state) {
     randnet n;
     int32_t tokens[9] = {0};
     int left = 12;
-    randnet_make(&n, &(randnet_opts){.seed = 3, .vision = 0, .compute = CHI_COMPUTE_F32});
+    randnet_make(&n, &(randnet_opts){.post_norm = true, .seed = 3, .vision = 0, .compute = CHI_COMPUTE_F32});
     chi_plan *p = plan_new();
     int b = plan_child(p, plan_root(p, &(chi_input){.tokens = tokens, .n_rows = 9}));
     chi_intervention iv = {.op = CHI_OP_CALL,
@@ -287,7 +290,7 @@ static void test_refused_pictures(void **state) {
   (void)state;
   randnet n;
   int32_t tokens[60] = {0};
-  randnet_make(&n, &(randnet_opts){.seed = 21, .vision = 1, .compute = CHI_COMPUTE_F32});
+  randnet_make(&n, &(randnet_opts){.post_norm = true, .seed = 21, .vision = 1, .compute = CHI_COMPUTE_F32});
   const int32_t rows = n.net.shape.n_image_rows;
   chi_input text = {.tokens = tokens, .n_rows = 60, .image_row = -1},
             picture = {.tokens = tokens, .n_rows = 60, .pixels = n.pixels[0], .image_row = 4};
@@ -335,8 +338,8 @@ static void test_refused_caches(void **state) {
   randnet n, other;
   int32_t tokens[60] = {0};
   chi_kv_cache *c = NULL, *small = NULL, *foreign = NULL;
-  randnet_make(&n, &(randnet_opts){.seed = 4, .vision = 0, .compute = CHI_COMPUTE_F32});
-  randnet_make(&other, &(randnet_opts){.seed = 9, .vision = 0, .compute = CHI_COMPUTE_F32});
+  randnet_make(&n, &(randnet_opts){.post_norm = true, .seed = 4, .vision = 0, .compute = CHI_COMPUTE_F32});
+  randnet_make(&other, &(randnet_opts){.post_norm = true, .seed = 9, .vision = 0, .compute = CHI_COMPUTE_F32});
   other.net.decoder.spec.layers = n.net.decoder.spec.layers + 1;
   assert_works(chi_kv_cache_new(&foreign, &other.net, 60, err));
   other.net.decoder.spec.layers = other.net.shape.stack[CHI_DECODER].layers;

@@ -73,7 +73,6 @@ static chi_block_spec block_spec(rnd *r, bool vision) {
                       .parallel = rnd_chance(r, 0.35),
                       .gated = rnd_chance(r, vision ? 0.2 : 0.6),
                       .act = (chi_act)rnd_range(r, CHI_ACT_SILU, CHI_ACT_RELU + 1)};
-  s.post_norm = !s.parallel && rnd_chance(r, 0.15);
   if (!vision) s.rope_half = ONE_OF(r, 0, hd / 4, hd / 2, hd / 2);
   s.attn_scale = 1.0f / sqrtf((float)hd);
   return s;
@@ -106,9 +105,15 @@ static chi_block *blocks(rnd *r, const chi_block_spec *s, chi_compute compute) {
   return b;
 }
 
-static void make_decoder(rnd *r, randnet *n) {
+/* Sometimes, for networks that may have it. */
+static void post_norm(rnd *r, chi_block_spec *s, const randnet_opts *o) {
+  if (o->post_norm && !s->parallel) s->post_norm = rnd_chance(r, 0.25);
+}
+
+static void make_decoder(rnd *r, randnet *n, const randnet_opts *o) {
   chi_decoder *d = &n->net.decoder;
   d->spec = block_spec(r, false);
+  post_norm(r, &d->spec, o);
   d->vocab = RANDNET_VOCAB;
   d->embed_dtype = (chi_dtype)rnd_range(r, CHI_F32, CHI_BF16 + 1);
   d->embed = n->embed = stored(r, (int64_t)d->vocab * d->spec.d, 1.0f, d->embed_dtype);
@@ -131,11 +136,12 @@ static void make_decoder(rnd *r, randnet *n) {
   }
 }
 
-static void make_vision(rnd *r, randnet *n) {
+static void make_vision(rnd *r, randnet *n, const randnet_opts *o) {
   chi_net *net = &n->net;
   chi_vision *v = &net->vision;
   net->has_vision = true;
   v->spec = block_spec(r, true);
+  post_norm(r, &v->spec, o);
   v->patch = rnd_range(r, 1, 4);
   v->grid_h = rnd_range(r, 1, 6);
   v->grid_w = rnd_range(r, 2, 8);
@@ -195,8 +201,8 @@ void randnet_make(randnet *n, const randnet_opts *o) {
   n->net.compute = o->compute >= 0        ? (chi_compute)o->compute
                    : rnd_chance(&r, 0.35) ? CHI_COMPUTE_BF16
                                           : CHI_COMPUTE_F32;
-  make_decoder(&r, n);
-  if (o->vision > 0 || (o->vision < 0 && rnd_chance(&r, 0.6))) make_vision(&r, n);
+  make_decoder(&r, n, o);
+  if (o->vision > 0 || (o->vision < 0 && rnd_chance(&r, 0.6))) make_vision(&r, n, o);
   if (o->qformer && n->net.has_vision) make_qformer(&r, n);
   chi_net_shape(&n->net);
 }

@@ -24,6 +24,7 @@ typedef struct randnet_opts {
   uint64_t seed;
   int vision;  /* -1 = random, 0 = none, 1 = with tower and projector */
   int compute; /* -1 = random, else a chi_compute */
+  bool post_norm; /* some stacks take their norms after the sum */
   bool qformer; /* with vision: a Q-Former and a projector of one or two layers behind the tower */
 } randnet_opts;
 

@@ -287,8 +287,8 @@ static int crossed(const maker *m, chi_stack stack, chi_site site, int layer) {
   return chi_site_is_cross(site) ? layer - layer % m->s->stack[stack].cross_every : layer;
 }
 
-/* An intervention that is already in the plan, to meet it at the same place: order of ancestors, sources that are changed
- * themselves, rows born twice. NULL where there is none that b could have. */
+/* An intervention that is already in the plan, to meet it at the same place: order of ancestors, sources that are
+ * changed themselves, rows born twice. NULL where there is none that b could have. */
 static const chi_intervention *pick_echo(maker *m, int b) {
   for (int tries = 0; tries < 6; tries++) {
     const chi_plan_branch *o = &m->p->branch[rnd_range(&m->r, 0, b + 1)];
