@@ -122,16 +122,17 @@ static json_t *segments_json(const chi_model *m, const chi_prompt *p) {
   return NULL;
 }
 
-/* How picture rows, patches and pixels belong together. */
+/* How picture rows, patches and pixels belong together; kind: what a picture row of the decoder is. */
 static json_t *patches_json(const chi_model *m, const chi_prompt *p) {
   const chi_view *v = &p->view;
   const chi_vision *z = &m->net.vision;
-  return json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:{s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i}}", "first_row",
-                   (int)p->image_row, "rows", (int)p->n_image, "patch", (int)z->patch, "grid_w", (int)z->grid_w,
-                   "grid_h", (int)z->grid_h, "class_row", z->has_cls && z->select == 0 ? 1 : 0, "view", "orig_w",
-                   v->orig_w, "orig_h", v->orig_h, "pad_left", v->pad_left, "pad_top", v->pad_top, "padded", v->padded,
-                   "resized_w", v->resized_w, "resized_h", v->resized_h, "crop_left", v->crop_left, "crop_top",
-                   v->crop_top, "w", v->w, "h", v->h);
+  return json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:{s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i}}", "kind",
+                   m->net.has_qformer ? "queries" : "patches", "first_row", (int)p->image_row, "rows", (int)p->n_image,
+                   "patch", (int)z->patch, "grid_w", (int)z->grid_w, "grid_h", (int)z->grid_h, "class_row",
+                   !m->net.has_qformer && z->has_cls && z->select == 0 ? 1 : 0, "view", "orig_w", v->orig_w, "orig_h",
+                   v->orig_h, "pad_left", v->pad_left, "pad_top", v->pad_top, "padded", v->padded, "resized_w",
+                   v->resized_w, "resized_h", v->resized_h, "crop_left", v->crop_left, "crop_top", v->crop_top, "w",
+                   v->w, "h", v->h);
 }
 
 static int write_file(const job *j, const args *a, const chi_states *s, const chi_provenance *prov, chi_err *err) {

@@ -10,19 +10,20 @@ import json
 import re
 
 import torch
-from transformers import (CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PhiConfig,
+from transformers import (Blip2Config, Blip2ForConditionalGeneration, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PhiConfig,
                           PhiForCausalLM, SiglipVisionConfig, SiglipVisionModel)
 
+import minigpt4_ref
 from common import FIXTURES
 from tiny_models import old_name
 
 FOLDER = FIXTURES / "headers"
 
 
-def write(name, config, tensors, unused, **expect):
-    """tensors: {name: shape}; all in f16, as published."""
+def write(name, config, tensors, unused, dtype=lambda name: "F16", **expect):
+    """tensors: {name: shape}; in f16, as most are published."""
     FOLDER.mkdir(exist_ok=True)
-    lines = ",\n".join(f'    {json.dumps(k)}: ["F16", {", ".join(map(str, s))}]' for k, s in sorted(tensors.items()))
+    lines = ",\n".join(f'    {json.dumps(k)}: ["{dtype(k)}", {", ".join(map(str, s))}]' for k, s in sorted(tensors.items()))
     total = sum(torch.Size(s).numel() for s in tensors.values())
     head = json.dumps({"name": name, "made_by": "python tools/ref/make_headers.py", "expect": {"elements": total, **expect},
                        "unused": unused, "config": config}, indent=2)
@@ -82,6 +83,44 @@ def bunny():
           context=2048)
 
 
+def blip2():
+    """f32, with the picture token of 2024 and the head beside the embeddings that it is tied to."""
+    config = {"architectures": ["Blip2ForConditionalGeneration"], "image_text_hidden_size": 256, "image_token_index": 50265,
+              "initializer_factor": 1.0, "initializer_range": 0.02, "model_type": "blip-2", "num_query_tokens": 32,
+              "qformer_config": {"classifier_dropout": None, "model_type": "blip_2_qformer"},
+              "text_config": {"_name_or_path": "facebook/opt-2.7b", "activation_dropout": 0.0, "architectures": ["OPTForCausalLM"],
+                              "eos_token_id": 50118, "ffn_dim": 10240, "hidden_size": 2560, "model_type": "opt",
+                              "num_attention_heads": 32, "num_hidden_layers": 32, "prefix": "</s>", "torch_dtype": "float16",
+                              "vocab_size": 50304, "word_embed_proj_dim": 2560},
+              "torch_dtype": "float32", "use_decoder_only_language_model": True,
+              "vision_config": {"dropout": 0.0, "initializer_factor": 1.0, "model_type": "blip_2_vision_model", "num_channels": 3,
+                                "projection_dim": 512}}
+    text = {k: v for k, v in config["text_config"].items() if k not in ("architectures", "_name_or_path", "torch_dtype", "prefix")}
+    with torch.device("meta"):
+        model = Blip2ForConditionalGeneration(Blip2Config(text_config=text))
+    write("Salesforce/blip2-opt-2.7b", config, shapes(model), ["language_model.lm_head.weight"], dtype=lambda name: "F32",
+          image_rows=32, vision_layers=39, decoder_layers=32, context=2048)
+
+
+def minigpt4():
+    """The folder that tools/convert/minigpt4.py writes."""
+    config = {"model_type": "minigpt4", "num_query_tokens": 32,
+              "vision_config": {"model_type": "blip_2_vision_model", "hidden_size": 1408, "hidden_act": "gelu", "image_size": 224,
+                                "patch_size": 14, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
+                                "layer_norm_eps": 1e-6, "post_layernorm_eps": 1e-5, "qkv_bias": True},
+              "qformer_config": {"model_type": "blip_2_qformer", "hidden_size": 768, "hidden_act": "gelu", "num_hidden_layers": 12,
+                                 "num_attention_heads": 12, "cross_attention_frequency": 2, "layer_norm_eps": 1e-12,
+                                 "intermediate_size": 3072, "encoder_hidden_size": 1408},
+              "text_config": {"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
+                              "max_position_embeddings": 2048, "model_type": "llama", "num_attention_heads": 32,
+                              "num_hidden_layers": 32, "rms_norm_eps": 1e-06, "torch_dtype": "float16", "vocab_size": 32000}}
+    text = {k: v for k, v in config["text_config"].items() if k not in ("architectures", "model_type", "torch_dtype")}
+    with torch.device("meta"):
+        model = minigpt4_ref.MiniGPT4({**config, "text_config": text})
+    write("minigpt4-7b", config, shapes(model), [], image_rows=32, vision_layers=39, decoder_layers=32, context=2048,
+          dtype=lambda name: "F32" if name.startswith("qformer.") or name == "query_tokens" else "F16")
+
+
 if __name__ == "__main__":
     common = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096, "model_type": "llama", "rms_norm_eps": 1e-05,
               "torch_dtype": "float16", "vocab_size": 32064}
@@ -90,3 +129,5 @@ if __name__ == "__main__":
                                         "intermediate_size": 13824, "num_attention_heads": 40, "num_hidden_layers": 40,
                                         "num_key_value_heads": 40}, decoder_layers=40, context=4096)
     bunny()
+    blip2()
+    minigpt4()
