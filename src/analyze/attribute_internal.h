@@ -22,6 +22,7 @@ typedef struct chii_attr {
   chi_states *states;
   chii_base base; /* scratch */
   float *logits;  /* [CHII_BATCH][vocab], scratch */
+  float *direction[CHI_ATTR_TARGETS]; /* [d]: the targets' logits of a part, exact where the head is rounded */
   chi_arena tmp;
   chi_err *err;
 } chii_attr;

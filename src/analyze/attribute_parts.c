@@ -8,20 +8,6 @@
 const char *const chi_view_name[CHI_VIEWS] = {"input", "key", "value", "ov"};
 
 /* ---- every position of every head, logits only ----------------------------------------------------------- */
-/* B(x)_w = c.x for one token w: c [d]. */
-static void token_direction(const chii_attr *x, int32_t token, float *c) {
-  const chi_decoder *dec = &x->net->decoder;
-  int64_t d = dec->spec.d;
-  double sum = 0;
-  chi_mat_read(&dec->head.w, token, 1, c);
-  for (int64_t i = 0; i < d; i++) {
-    c[i] *= dec->final.w[i] * x->a->proj.r;
-    sum += (double)c[i];
-  }
-  float mean = dec->spec.norm == CHI_NORM_LAYER ? (float)(sum / (double)d) : 0;
-  for (int64_t i = 0; i < d; i++) c[i] -= mean;
-}
-
 typedef struct edge_job {
   const chii_attr *x;
   int layer, target;
@@ -49,7 +35,7 @@ int chii_attr_edges(chii_attr *x) {
   float *c = chi_calloc((size_t)(2 * d), sizeof *c, x->err), *z = chi_calloc((size_t)(2 * nq), sizeof *z, x->err);
   CHI_TRY(c && z ? 0 : CHI_ERR_MEMORY);
   for (int t = 0; t < a->n_targets; t++) {
-    token_direction(x, a->target[t], c);
+    memcpy(c, x->direction[t], (size_t)d * sizeof *c);
     memcpy(c + d, c, (size_t)d * sizeof *c); /* second row: what rounding to bf16 takes off */
     if (x->net->compute == CHI_COMPUTE_BF16) chi_rows_round_bf16(c, d, 1, d);
     for (int64_t i = 0; i < d; i++) c[d + i] -= c[i];
@@ -202,7 +188,7 @@ int chii_attr_words(chii_attr *x, const float *vec, bool state, chi_attr_words *
   w->id = chi_arena_array(&x->a->arena, (size_t)k, sizeof *w->id, x->err);
   w->logit = chi_arena_array(&x->a->arena, (size_t)k, sizeof *w->logit, x->err);
   CHI_TRY(w->id && w->logit ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(chi_project(&x->a->proj, vec, x->logits, 1, state, x->err));
+  CHI_TRY(chi_project(&x->a->proj, vec, x->logits, 1, state, true, x->err));
   chi_top_words(x->logits, V, w->id, k);
   for (int i = 0; i < k; i++) w->logit[i] = x->logits[w->id[i]];
   for (int t = 0; t < x->a->n_targets; t++) w->rank[t] = chi_rank_of(x->logits, V, x->a->target[t]);

@@ -15,30 +15,28 @@ chi_projection chi_projection_of(const chi_net *net, const float *h, double eps)
   return (chi_projection){net, sq, (float)(1.0 / sqrt(sq + (eps < 0 ? (double)net->decoder.spec.eps : eps)))};
 }
 
+/* Both parts as one tall matrix: the weights are read once. */
 int chi_product_fine(const chi_mat *w, const float *x, float *y, int64_t m, chi_err *err) {
   int rc = 0;
   size_t nx = (size_t)(m * w->k), ny = (size_t)(m * w->n);
   if (w->compute != CHI_COMPUTE_BF16) return chi_gemm(w, x, w->k, y, w->n, m, NULL, err);
-  float *rest = chi_calloc(nx, sizeof *rest, err), *more = chi_calloc(ny, sizeof *more, err);
-  CHI_TRY(rest && more ? 0 : CHI_ERR_MEMORY);
-  memcpy(rest, x, nx * sizeof *rest);
-  chi_rows_round_bf16(rest, w->k, m, w->k);
-  for (size_t i = 0; i < nx; i++) rest[i] = x[i] - rest[i]; /* exact */
-  CHI_TRY(chi_gemm(w, x, w->k, y, w->n, m, NULL, err));
-  CHI_TRY(chi_gemm(w, rest, w->k, more, w->n, m, NULL, err));
-  chi_rows_add(y, w->n, more, w->n, m, w->n);
+  float *part = chi_calloc(2 * nx, sizeof *part, err), *out = chi_calloc(2 * ny, sizeof *out, err);
+  CHI_TRY(part && out ? 0 : CHI_ERR_MEMORY);
+  memcpy(part, x, nx * sizeof *part);
+  chi_rows_round_bf16(part, w->k, m, w->k);
+  for (size_t i = 0; i < nx; i++) part[nx + i] = x[i] - part[i]; /* exact */
+  CHI_TRY(chi_gemm(w, part, w->k, out, w->n, 2 * m, NULL, err));
+  memcpy(y, out, ny * sizeof *y);
+  chi_rows_add(y, w->n, out + ny, w->n, m, w->n);
 out:
-  chi_free(rest);
-  chi_free(more);
+  chi_free(part);
+  chi_free(out);
   return rc;
 }
 
-int chi_project(const chi_projection *p, const float *x, float *logits, int64_t m, bool state, chi_err *err) {
-  int rc = 0;
+void chi_project_norm(const chi_projection *p, const float *x, float *y, int64_t m, bool state) {
   const chi_decoder *dec = &p->net->decoder;
-  int64_t d = dec->spec.d, V = dec->head.w.n;
-  float *y = chi_calloc((size_t)(m * d), sizeof *y, err);
-  if (!y) return CHI_ERR_MEMORY;
+  int64_t d = dec->spec.d;
   for (int64_t i = 0; i < m; i++) {
     const float *xi = x + i * d;
     float *yi = y + i * d;
@@ -48,11 +46,36 @@ int chi_project(const chi_projection *p, const float *x, float *logits, int64_t 
     for (int64_t k = 0; k < d; k++) yi[k] = (xi[k] - mean) * p->r * dec->final.w[k];
     for (int64_t k = 0; state && dec->final.b && k < d; k++) yi[k] += dec->final.b[k];
   }
-  CHI_TRY(chi_product_fine(&dec->head.w, y, logits, m, err));
+}
+
+int chi_project(const chi_projection *p, const float *x, float *logits, int64_t m, bool state, bool fine,
+                chi_err *err) {
+  int rc = 0;
+  const chi_decoder *dec = &p->net->decoder;
+  int64_t d = dec->spec.d, V = dec->head.w.n;
+  float *y = chi_calloc((size_t)(m * d), sizeof *y, err);
+  if (!y) return CHI_ERR_MEMORY;
+  chi_project_norm(p, x, y, m, state);
+  CHI_TRY(fine ? chi_product_fine(&dec->head.w, y, logits, m, err)
+               : chi_gemm(&dec->head.w, y, d, logits, V, m, NULL, err));
   for (int64_t i = 0; state && dec->head.bias && i < m; i++) chi_rows_add(logits + i * V, V, dec->head.bias, V, 1, V);
 out:
   chi_free(y);
   return rc;
+}
+
+void chi_project_token(const chi_projection *p, int32_t token, float *c) {
+  const chi_decoder *dec = &p->net->decoder;
+  int64_t d = dec->spec.d;
+  double sum = 0;
+  chi_mat_read(&dec->head.w, token, 1, c);
+  for (int64_t i = 0; i < d; i++) {
+    c[i] *= dec->final.w[i] * p->r;
+    sum += (double)c[i];
+  }
+  /* c.(x - mean x) = (c - mean c).x */
+  float mean = dec->spec.norm == CHI_NORM_LAYER ? (float)(sum / (double)d) : 0;
+  for (int64_t i = 0; i < d; i++) c[i] -= mean;
 }
 
 double chi_logsumexp_quick(const float *x, int64_t n) {

@@ -15,10 +15,14 @@ typedef struct chi_projection {
 } chi_projection;
 /* From the final state h [d], before the final norm. eps < 0: the model's own (the published code uses 1e-6). */
 chi_projection chi_projection_of(const chi_net *net, const float *h, double eps);
-/* x [m][d] -> logits [m][vocab]. state: biases are added. bf16 models: x goes through in two bf16 parts, so that sums of
- * small vectors keep their digits. */
-int chi_project(const chi_projection *p, const float *x, float *logits, int64_t m, bool state, chi_err *err);
-/* y [m][n] = x [m][k] W^T with the same care; for vectors that the forward pass itself never rounds. */
+/* x [m][d] -> y [m][d], what the head is applied to: g * (x * r). state: the norm's bias is added. */
+void chi_project_norm(const chi_projection *p, const float *x, float *y, int64_t m, bool state);
+/* x [m][d] -> logits [m][vocab]. state: biases are added. fine matters to bf16 models only: x goes through in two bf16
+ * parts, so that sums of small vectors keep their digits; else as the forward pass would. */
+int chi_project(const chi_projection *p, const float *x, float *logits, int64_t m, bool state, bool fine, chi_err *err);
+/* One token's logit of a part without the rest of the vocabulary: B(x)_token = c.x, in f32. c [d] */
+void chi_project_token(const chi_projection *p, int32_t token, float *c);
+/* y [m][n] = x [m][k] W^T in two bf16 parts; for vectors that the forward pass itself never rounds. */
 int chi_product_fine(const chi_mat *w, const float *x, float *y, int64_t m, chi_err *err);
 /* log(sum(exp(x))): f32 exponentials in fixed lanes, quick and within about 1e-6. */
 double chi_logsumexp_quick(const float *x, int64_t n);
