@@ -280,6 +280,35 @@ static void test_run(void **state) {
   chi_model_free(m);
 }
 
+/* Controls have as many edges, behind the picture where there are enough. */
+static void test_controls(void **state) {
+  (void)state;
+  chi_model *m = NULL;
+  chi_prompt *p = NULL;
+  chi_knockout *k = NULL;
+  open_prompt(&m, &p, "tests/fixtures/tiny-gqa", "tests/fixtures/tiny-gqa/picture.png", kQuestion);
+  int32_t behind = p->image_row + p->n_image;
+  char edges[64];
+  snprintf(edges, sizeof edges, "image:last;image:%d-%d;image:image", behind, p->n_rows - 1);
+  for (int all = 0; all < 2; all++) {
+    chi_knockout_opts o = CHI_KNOCKOUT_OPTS_INIT;
+    o.edges = edges;
+    o.controls = 2;
+    o.control_all = all;
+    assert_works(chi_knockout_run(&k, m, p, &o, err));
+    assert_int_equal(k->control_row[0], all ? 0 : behind);
+    assert_int_equal(k->control_row[2], 0); /* the set itself is in front */
+    for (int i = 0; i < 6; i++) {
+      const chi_edges *e = &k->control[i];
+      assert_int_equal(e->n, k->set[i / 2].n);
+      for (int32_t r = 0; r < e->n_runs; r++) assert_true(e->run[r].row >= k->control_row[i / 2]);
+    }
+    chi_knockout_free(k);
+  }
+  chi_prompt_free(p);
+  chi_model_free(m);
+}
+
 static void test_plan(void **state) { /* one branch a cell, each with its own name */
   (void)state;
   chi_model *m = NULL;
@@ -298,6 +327,10 @@ static void test_plan(void **state) { /* one branch a cell, each with its own na
     for (size_t j = 0; j < i; j++) assert_string_not_equal(names[i], names[j]);
   chi_plan_free(plan);
   chi_knockout_free(k);
+  o.controls = 0;
+  assert_works(chi_knockout_run(&k, m, p, &o, err));
+  chi_knockout_free(k);
+  o.controls = 3;
   o.edges = "all:all";
   assert_fails(chi_knockout_run(&k, m, p, &o, err), CHI_ERR_ARG, "--controls 0");
   o.edges = ";";
@@ -316,7 +349,7 @@ static void test_plan(void **state) { /* one branch a cell, each with its own na
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_span_cut), cmocka_unit_test(test_picture_cut),
-                                     cmocka_unit_test(test_edges), cmocka_unit_test(test_run),
-                                     cmocka_unit_test(test_plan)};
+                                     cmocka_unit_test(test_edges),    cmocka_unit_test(test_run),
+                                     cmocka_unit_test(test_controls), cmocka_unit_test(test_plan)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

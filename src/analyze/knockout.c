@@ -309,13 +309,19 @@ static int make_controls(chi_knockout *k, chi_err *err) {
   const chi_prompt *p = k->prompt;
   int32_t C = k->opts.controls, behind = p->n_image ? p->image_row + p->n_image : 0;
   k->control = chi_arena_array(&k->arena, (size_t)k->n_sets * (size_t)C, sizeof *k->control, err);
-  CHI_TRY(k->control ? 0 : CHI_ERR_MEMORY);
+  k->control_row = chi_arena_array(&k->arena, (size_t)k->n_sets, sizeof *k->control_row, err);
+  CHI_TRY(k->control && k->control_row ? 0 : CHI_ERR_MEMORY);
   for (int32_t s = 0; s < k->n_sets; s++) {
     bool text = !k->opts.control_all && k->set[s].run[0].row >= behind; /* runs are by row */
+    k->control_row[s] = text ? behind : 0;
     for (int32_t c = 0; c < C; c++) {
       chi_edges *e = &k->control[s * C + c];
-      CHI_TRY(chi_edges_random(e, &k->arena, &k->set[s], p->n_rows, text ? behind : 0, k->opts.seed,
-                               (uint32_t)(s * C + c), err));
+      uint32_t stream = (uint32_t)(s * C + c);
+      CHI_TRY(chi_edges_random(e, &k->arena, &k->set[s], p->n_rows, k->control_row[s], k->opts.seed, stream, err));
+      if (e->n < k->set[s].n && k->control_row[s] > 0) { /* not enough there: from everywhere */
+        k->control_row[s] = 0;
+        CHI_TRY(chi_edges_random(e, &k->arena, &k->set[s], p->n_rows, 0, k->opts.seed, stream, err));
+      }
       if (e->n < k->set[s].n && c == 0)
         chi_log(CHI_LOG_WARN, "%s: only %lld other edges are there for controls of %lld", k->set[s].name,
                 (long long)e->n, (long long)k->set[s].n);

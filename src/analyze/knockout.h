@@ -29,7 +29,7 @@ typedef struct chi_knockout_opts {
   const char *edges;
   int32_t window;   /* layers [l - W/2, l + ceil(W/2)) around layer l, clipped; >= 1 */
   int32_t controls; /* for each set */
-  bool control_all; /* controls: any edge; else edges into rows behind the picture (the harder test) */
+  bool control_all; /* controls: any edge; else, where there are enough, edges into rows behind the picture (harder) */
   uint64_t seed;
   int32_t target; /* token id, -1 = the clean run's first answer token */
   int check;      /* this many cells are run again by the dense executor and compared bit for bit */
@@ -43,9 +43,10 @@ typedef struct chi_knockout {
   const chi_prompt *prompt;
   chi_knockout_opts opts;
   int32_t n_sets, n_layers;
-  chi_edges *set;     /* [n_sets] */
-  chi_edges *control; /* [n_sets][controls]; fewer edges than the set's where there are no more */
-  int32_t *lo, *hi;   /* [n_layers]: layers [lo, hi) of the window */
+  chi_edges *set;       /* [n_sets] */
+  chi_edges *control;   /* [n_sets][controls]; fewer edges than the set's where there are no more */
+  int32_t *control_row; /* [n_sets]: the controls' edges go into rows from this one on */
+  int32_t *lo, *hi;     /* [n_layers]: layers [lo, hi) of the window */
   int32_t target;
   chi_metrics clean;
   chi_metrics *cell; /* [n_sets][1 + controls][n_layers]: own, then controls */
