@@ -20,6 +20,7 @@
 #ifndef CHI_CLI_H
 #define CHI_CLI_H
 
+#include "edit/delta.h"
 #include "model/model.h"
 #include "report/report.h"
 #include "sweep/run.h"
@@ -33,7 +34,14 @@ typedef enum cli_kind {
   CLI_FLOAT,  /* double in [min, max]; no bounds where both are 0     */
   CLI_CHOICE, /* int: index into arg, which is "a|b|c"                */
   CLI_SIZE,   /* size_t bytes: 123, 64K, 512M, 4G                     */
+  CLI_LIST,   /* cli_list: may be given several times                 */
 } cli_kind;
+
+enum { CLI_LIST_MAX = 256 };
+typedef struct cli_list {
+  const char *v[CLI_LIST_MAX];
+  int n;
+} cli_list;
 
 typedef struct cli_opt {
   const char *name; /* "--top"; NULL ends a table */
@@ -51,7 +59,8 @@ typedef struct cli_common {
   int dtype; /* chi_dtype_choice */
   int64_t threads;
   const char *isa, *tmpl, *mmproj;
-  bool raw, json, quiet;
+  cli_list apply; /* deltas */
+  bool raw, json, quiet, force_apply;
   size_t mem;
 } cli_common;
 #define CLI_COMMON_DEFAULTS \
@@ -104,8 +113,13 @@ void cli_help_markdown(chi_str *out);            /* docs/cli.md */
 /* The folder that MODEL means: itself, or for `demo` $CHIASM_DATA/models/demo (or $CHIASM_DATA), models/demo here,
  * ../models/demo beside the executable, the installed share/chiasm/demo. */
 int cli_model_path(char *out, size_t cap, const char *name, chi_err *err);
-/* Threads, ISA and dtype from the common options, then the model. Caller: chi_model_free. */
+/* Threads, ISA and dtype from the common options, then the model, with the deltas of --apply in it. Caller:
+ * chi_model_free. */
 int cli_open_model(chi_model **out, const cli *c, const char *name, chi_err *err);
+int cli_open_base(chi_model **out, const cli *c, const char *name, chi_err *err); /* without the deltas */
+/* The deltas of --apply, checked against the model. Caller: cli_free_deltas. */
+int cli_load_deltas(chi_delta ***out, const cli *c, chi_model *m, chi_err *err);
+void cli_free_deltas(chi_delta **list, const cli *c);
 /* Positionals "MODEL [IMAGE] QUESTION": image is NULL where only two were given. */
 void cli_image_question(const cli *c, const char **image, const char **question);
 /* Prompt by --template and --raw. Caller: chi_prompt_free. */

@@ -154,7 +154,7 @@ int cli_model_path(char *out, size_t cap, const char *name, chi_err *err) {
       "the demo model was not found beside the program or in models/demo: set CHIASM_DATA to the folder that holds it");
 }
 
-int cli_open_model(chi_model **out, const cli *c, const char *name, chi_err *err) {
+int cli_open_base(chi_model **out, const cli *c, const char *name, chi_err *err) {
   int rc = 0;
   char path[PATH_MAX];
   const char *isa = c->common->isa ? c->common->isa : getenv("CHIASM_ISA");
@@ -163,6 +163,48 @@ int cli_open_model(chi_model **out, const cli *c, const char *name, chi_err *err
   CHI_TRY(cli_model_path(path, sizeof path, name, err));
   CHI_TRY(chi_model_open_with(out, path, c->common->mmproj, (chi_dtype_choice)c->common->dtype, err));
 out:
+  return rc;
+}
+
+void cli_free_deltas(chi_delta **list, const cli *c) {
+  for (int i = 0; list && i < c->common->apply.n; i++) chi_delta_free(list[i]);
+  chi_free(list);
+}
+
+int cli_load_deltas(chi_delta ***out, const cli *c, chi_model *m, chi_err *err) {
+  int rc = 0;
+  const cli_list *a = &c->common->apply;
+  chi_delta **list = chi_calloc((size_t)a->n + 1, sizeof *list, err);
+  if (!list) return CHI_ERR_MEMORY;
+  for (int i = 0; i < a->n; i++) {
+    CHI_TRY(chi_delta_load(&list[i], a->v[i], err));
+    rc = chi_delta_check(list[i], m, c->common->force_apply, err);
+    if (rc) {
+      chi_err_prefix(err, a->v[i]);
+      goto out;
+    }
+  }
+out:
+  if (rc)
+    cli_free_deltas(list, c);
+  else
+    *out = list;
+  return rc;
+}
+
+int cli_open_model(chi_model **out, const cli *c, const char *name, chi_err *err) {
+  int rc = 0;
+  chi_model *m = NULL;
+  chi_delta **list = NULL;
+  CHI_TRY(cli_open_base(&m, c, name, err));
+  CHI_TRY(cli_load_deltas(&list, c, m, err));
+  for (int i = 0; i < c->common->apply.n; i++) CHI_TRY(chi_delta_apply(list[i], m, NULL, err));
+out:
+  cli_free_deltas(list, c);
+  if (rc)
+    chi_model_free(m);
+  else
+    *out = m;
   return rc;
 }
 

@@ -30,6 +30,15 @@ const cli_opt kCliCommonOpts[] = {
      .arg = "FILE",
      CLI_AT(cli_common, mmproj),
      .doc = "GGUF file of the vision tower, beside a GGUF language model"},
+    {.name = "--apply",
+     .kind = CLI_LIST,
+     .arg = "FILE",
+     CLI_AT(cli_common, apply),
+     .doc = "a delta made by `chiasm edit`, put into the weights in memory; may be given again, in order"},
+    {.name = "--force-apply",
+     .kind = CLI_FLAG,
+     CLI_AT(cli_common, force_apply),
+     .doc = "apply deltas that were made for another checkpoint, if the shapes fit"},
     {.name = "--template",
      .kind = CLI_STR,
      .arg = "NAME",
@@ -220,6 +229,12 @@ static int set_value(const cli_opt *o, void *args, const char *text, chi_err *er
     case CLI_SIZE:
       if (parse_size(to, text) == 0) return 0;
       return cli_usage(err, "%s needs a size such as 512M or 8G, not '%s'", o->name, text);
+    case CLI_LIST: {
+      cli_list *list = to;
+      if (list->n == CLI_LIST_MAX) return cli_usage(err, "%s is given more than %d times", o->name, CLI_LIST_MAX);
+      list->v[list->n++] = text;
+      return 0;
+    }
   }
   return 0;
 }
@@ -302,6 +317,7 @@ static void add_default(const cli_command *cmd, const cli_opt *o, chi_str *s) {
     }
     case CLI_FLAG:
     case CLI_SIZE:
+    case CLI_LIST:
       break;
   }
 }

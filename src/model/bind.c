@@ -84,6 +84,28 @@ static int pack(const chi_binder *b, chi_mat *out, const void *data, chi_dtype d
   return 0;
 }
 
+/* Remembers which tensor a layer was read from (base.weight, base.bias). */
+static int record(chi_binder *b, const chi_linear *l, const char *weight, const char *bias, int64_t total, int64_t at,
+                  bool transposed, chi_err *err) {
+  chi_model *m = b->m;
+  void *p = m->bound;
+  int rc = chi_grow(&p, &m->cap_bound, m->n_bound + 1, sizeof *m->bound, err);
+  if (rc) return rc;
+  m->bound = p;
+  chi_bound x = {.linear = l, .total = total, .at = at, .transposed = transposed};
+  x.weight = chi_arena_strdup(&m->arena, weight, err);
+  if (bias) x.bias = chi_arena_strdup(&m->arena, bias, err);
+  if (!x.weight || (bias && !x.bias)) return CHI_ERR_MEMORY;
+  m->bound[m->n_bound++] = x;
+  return 0;
+}
+
+const chi_bound *chi_model_bound(const chi_model *m, const chi_linear *l) {
+  for (size_t i = 0; i < m->n_bound; i++)
+    if (m->bound[i].linear == l) return &m->bound[i];
+  return NULL;
+}
+
 static int vec(chi_binder *b, float **out, int64_t n, const char *name, chi_err *err) {
   const chi_tensor *t = chi_bind_tensor(b, name, 1, &n, err);
   return t ? floats(b, out, t, 0, n, err) : CHI_ERR_FORMAT;
@@ -119,10 +141,12 @@ int chi_bind_linear(chi_binder *b, chi_linear *out, int64_t n, int64_t k, bool w
     dim[1] = 3, dim[2] = t->dim[2], dim[3] = t->dim[3];
   }
   if (!(t = chi_bind_tensor(b, name, ndim, dim, err))) return CHI_ERR_FORMAT;
-  int rc = pack(b, &out->w, t->data, t->dtype, n, k, err);
+  char bias[288];
+  snprintf(bias, sizeof bias, "%s.bias", base);
+  int rc = record(b, out, name, want_bias ? bias : NULL, n, 0, false, err);
+  if (rc == 0) rc = pack(b, &out->w, t->data, t->dtype, n, k, err);
   if (rc || !want_bias) return rc;
-  snprintf(name, sizeof name, "%s.bias", base);
-  return vec(b, &out->bias, n, name, err);
+  return vec(b, &out->bias, n, bias, err);
 }
 
 /* Columns [at, at + n) of a [k][total] matrix, as rows. */
@@ -145,7 +169,10 @@ int chi_bind_part(chi_binder *b, chi_linear *out, int64_t n, int64_t k, chi_bind
   int64_t dim[2] = {s.transposed ? k : s.total, s.transposed ? s.total : k};
   const chi_tensor *t = chi_bind_tensor(b, name, 2, dim, err);
   if (!t) return CHI_ERR_FORMAT;
-  int rc = 0;
+  char bias[288];
+  snprintf(bias, sizeof bias, "%s.bias", base);
+  int rc = record(b, out, name, want_bias ? bias : NULL, s.total, s.at, s.transposed, err);
+  if (rc) return rc;
   if (s.transposed && !b->dry) {
     void *rows = transpose(t, n, k, s, err);
     rc = rows ? pack(b, &out->w, rows, t->dtype, n, k, err) : CHI_ERR_MEMORY;
@@ -155,8 +182,7 @@ int chi_bind_part(chi_binder *b, chi_linear *out, int64_t n, int64_t k, chi_bind
     rc = pack(b, &out->w, data ? data + chi_dtype_bytes(t->dtype, (size_t)(s.at * k)) : NULL, t->dtype, n, k, err);
   }
   if (rc || !want_bias) return rc;
-  snprintf(name, sizeof name, "%s.bias", base);
-  if (!(t = chi_bind_tensor(b, name, 1, &s.total, err))) return CHI_ERR_FORMAT;
+  if (!(t = chi_bind_tensor(b, bias, 1, &s.total, err))) return CHI_ERR_FORMAT;
   return floats(b, &out->bias, t, s.at, n, err);
 }
 
@@ -189,7 +215,10 @@ int chi_bind_head(chi_binder *b, const char *head, bool tied, bool want_bias, ch
                     b->m->path, head);
   }
   if (want_bias) {
-    int rc = chi_bind_vec(b, &d->head.bias, d->vocab, err, "%s.bias", head);
+    char bias[288];
+    snprintf(bias, sizeof bias, "%s.bias", head);
+    int rc = vec(b, &d->head.bias, d->vocab, bias, err);
+    if (rc == 0) rc = record(b, &d->head, "", bias, d->vocab, 0, false, err); /* its weight is the embeddings' tensor */
     if (rc) return rc;
   }
   return pack(b, &d->head.w, d->embed, d->embed_dtype, d->vocab, d->spec.d, err);

@@ -217,6 +217,7 @@ void chi_model_free(chi_model *m) {
   chi_tokenizer_free(m->tok);
   chi_st_close(m->st);
   chi_st_close(m->tower);
+  chi_free(m->bound);
   chi_arena_free(&m->arena);
   chi_free(m);
 }

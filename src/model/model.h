@@ -6,6 +6,15 @@
 #include "nn/net.h"
 #include "text/text.h"
 
+/* Where a linear layer's weights come from: rows [at, at + w.n) of a stored tensor. */
+typedef struct chi_bound {
+  const chi_linear *linear; /* in net */
+  const char *weight;       /* the stored tensor's name */
+  const char *bias;         /* NULL = none stored */
+  int64_t total, at;
+  bool transposed; /* stored [k][total] */
+} chi_bound;
+
 typedef struct chi_model {
   const char *family; /* row of models.def */
   char *path;
@@ -26,6 +35,8 @@ typedef struct chi_model {
   chi_dtype stored; /* element type of the checkpoint's decoder weights */
   int64_t params;
   char hash[65]; /* of the weight files; empty until chi_model_hash */
+  chi_bound *bound; /* every linear layer; edits are exported by it */
+  size_t n_bound, cap_bound;
   chi_arena arena;
 } chi_model;
 
@@ -40,6 +51,7 @@ void chi_model_free(chi_model *m);
  * line (caller: chi_str_free). The model can be looked at and freed, not run. */
 int chi_model_dry(chi_model **out, const json_t *config, const chi_st *header, chi_str *left, chi_err *err);
 int chi_model_hash(chi_model *m, chi_err *err); /* fills m->hash */
+const chi_bound *chi_model_bound(const chi_model *m, const chi_linear *l); /* NULL if it was not read from a tensor */
 
 /* ---- prompts --------------------------------------------------------------------------------------------- */
 typedef enum chi_role {

@@ -1,0 +1,427 @@
+/* chiasm edit: change one fact, say what it did here and elsewhere, write a delta. */
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "cli.h"
+#include "edit/edit.h"
+
+enum { HYPERS = 9, FOLDER_MAX = 64, ROWS_SHOWN = 12 };
+typedef struct args {
+  cli_common c;
+  const char *target, *method, *preset, *layer, *weight, *moments, *at, *out;
+  cli_list donors, paraphrases;
+  const char *hyper[HYPERS]; /* as chi_hyper_names */
+} args;
+static const args kDefaults = {
+    .c = CLI_COMMON_DEFAULTS, .method = "multedit", .at = "constraint-last", .weight = "down"};
+
+/* clang-format off */
+#define HYPER(i, n, a, d) {.name = n, .arg = a, .kind = CLI_STR, CLI_AT(args, hyper[i]), .doc = d}
+static const cli_opt kOpts[] = {
+    {.name = "--target", .arg = "TEXT", .kind = CLI_STR, CLI_AT(args, target), .doc = "what the model shall answer"},
+    {.name = "--method", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, method),
+     .doc = "multedit, rome, memit, ft, bias"},
+    {.name = "--preset", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, preset),
+     .doc = "hyperparameters by name (multedit: ours, released; rome, memit: ours, published; ft: constrained, "
+            "unconstrained); the first if not given"},
+    {.name = "--layer", .arg = "L|A-B", .kind = CLI_STR, CLI_AT(args, layer),
+     .doc = "decoder layer, for memit also a range; the preset's if not given"},
+    {.name = "--edit-at", .arg = "ROW", .kind = CLI_STR, CLI_AT(args, at),
+     .doc = "whose key: constraint-last, last-prompt, last-image, span:TEXT"},
+    HYPER(0, "--steps", "N", "steps of Adam"),
+    HYPER(1, "--lr", "X", "learning rate of Adam: a number, or a share of |z0|/sqrt(d) such as 0.4z"),
+    HYPER(2, "--stop", "X", "stop when the mean -log p of the target's tokens is below; 0 is never"),
+    HYPER(3, "--decay", "X", "penalty on |delta| / |z0|^2"),
+    HYPER(4, "--clamp", "X", "|delta| at most X times |z0|; 0 is no limit"),
+    HYPER(5, "--lambda", "X", "regularisation: a number, or a share of k.k such as 0.05kk"),
+    HYPER(6, "--shrink", "X", "share of the identity in the second moment of --moments"),
+    HYPER(7, "--limit", "X", "ft: most that an element may change; 0 is no limit"),
+    HYPER(8, "--goal", "P", "bias: probability to reach"),
+    {.name = "--moments", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, moments),
+     .doc = "rome, memit: safetensors with decoder.<layer>.mlp_act.moment; the identity if not given"},
+    {.name = "--weight", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, weight),
+     .doc = "ft: q, k, v, o, gate, up or down"},
+    {.name = "--donor", .arg = "FILE", .kind = CLI_LIST, CLI_AT(args, donors),
+     .doc = "also ask about this other picture, before and after; a folder stands for its first 64 pictures; may be "
+            "given again"},
+    {.name = "--paraphrase", .arg = "TEXT", .kind = CLI_LIST, CLI_AT(args, paraphrases),
+     .doc = "also ask this, about the same picture; may be given again"},
+    {.name = "--output", .letter = 'o', .arg = "FILE", .kind = CLI_STR, CLI_AT(args, out),
+     .doc = "where to write the delta"},
+    {0}};
+/* clang-format on */
+
+typedef struct side { /* another question or picture */
+  const char *label;
+  bool donor;
+  chi_prompt *prompt;
+  int32_t *target, n_target;
+  chi_edit_probe before, after;
+  double cosine, leak; /* NAN where there is no key */
+} side;
+
+typedef struct work {
+  const cli *c;
+  const args *a;
+  chi_model *m;
+  chi_prompt *prompt;
+  const char *image, *question;
+  int32_t *target, n_target, row;
+  chi_edit_probe before, after;
+  side *list;
+  size_t n, cap;
+  char **names; /* owned labels of folders' pictures */
+  size_t n_names, cap_names;
+  chi_delta *delta;
+  chi_edit_info info;
+  const chi_preset *preset;
+  chi_hyper hyper;
+  int lo, hi;
+} work;
+
+static int parse_layers(work *w, const char *text, chi_err *err) {
+  char *end;
+  w->lo = w->hi = -1;
+  if (!text) return 0;
+  long a = strtol(text, &end, 10), b = a;
+  bool ok = end != text;
+  if (ok && *end == '-') {
+    const char *from = end + 1;
+    b = strtol(from, &end, 10);
+    ok = end != from;
+  }
+  if (!ok || *end || a < 0 || b < a || b > 100000)
+    return cli_usage(err, "--layer is a number or a range such as 1-3, not '%s'", text);
+  w->lo = (int)a;
+  w->hi = (int)b;
+  return 0;
+}
+
+/* ---- other pictures and questions ---------------------------------------------------------------------------- */
+static int add_side(work *w, const char *label, const char *image, const char *question, bool donor, chi_err *err) {
+  int rc = 0;
+  void *p = w->list;
+  CHI_TRY(chi_grow(&p, &w->cap, w->n + 1, sizeof *w->list, err));
+  w->list = p;
+  side *s = &w->list[w->n];
+  *s = (side){.label = label, .donor = donor, .cosine = NAN, .leak = NAN};
+  CHI_TRY(cli_make_prompt(&s->prompt, w->c, w->m, image, question, false, err));
+  w->n++;
+  CHI_TRY(chi_target_tokens(&s->target, &s->n_target, w->m, s->prompt, w->a->target, err));
+out:
+  return rc;
+}
+
+static int is_picture(const struct dirent *e) {
+  static const char *const ends[] = {".png", ".jpg", ".jpeg", ".webp"};
+  size_t n = strlen(e->d_name);
+  for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+    if (n > strlen(ends[i]) && strcmp(e->d_name + n - strlen(ends[i]), ends[i]) == 0) return 1;
+  return 0;
+}
+
+static int add_folder(work *w, const char *dir, chi_err *err) {
+  int rc = 0, added = 0;
+  struct dirent **e = NULL;
+  int n = scandir(dir, &e, is_picture, alphasort);
+  if (n < 1) rc = chi_fail(err, CHI_ERR_IO, "--donor: %s holds no picture", dir);
+  for (int i = 0; rc == 0 && i < n && added < FOLDER_MAX; i++) {
+    char path[4096], *copy;
+    struct stat a, b;
+    CHI_TRY(chi_path_join(path, sizeof path, dir, e[i]->d_name, err));
+    if (w->image && stat(path, &a) == 0 && stat(w->image, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
+      continue;
+    copy = chi_calloc(strlen(path) + 1, 1, err);
+    CHI_TRY(copy ? 0 : CHI_ERR_MEMORY);
+    memcpy(copy, path, strlen(path));
+    void *p = w->names;
+    rc = chi_grow(&p, &w->cap_names, w->n_names + 1, sizeof *w->names, err);
+    if (rc) {
+      chi_free(copy);
+      goto out;
+    }
+    w->names = p;
+    w->names[w->n_names++] = copy;
+    CHI_TRY(add_side(w, copy, copy, w->question, true, err));
+    added++;
+  }
+out:
+  for (int i = 0; i < n; i++) free(e[i]);
+  free(e);
+  return rc;
+}
+
+static int add_sides(work *w, chi_err *err) {
+  int rc = 0;
+  const args *a = w->a;
+  for (int i = 0; i < a->donors.n; i++) {
+    struct stat st;
+    if (!w->image) return chi_fail(err, CHI_ERR_ARG, "--donor needs a question about a picture");
+    if (stat(a->donors.v[i], &st) == 0 && S_ISDIR(st.st_mode))
+      CHI_TRY(add_folder(w, a->donors.v[i], err));
+    else
+      CHI_TRY(add_side(w, a->donors.v[i], a->donors.v[i], w->question, true, err));
+  }
+  for (int i = 0; i < a->paraphrases.n; i++)
+    CHI_TRY(add_side(w, a->paraphrases.v[i], w->image, a->paraphrases.v[i], false, err));
+out:
+  return rc;
+}
+
+static int measure_sides(work *w, bool after, chi_err *err) {
+  int rc = 0;
+  for (size_t i = 0; i < w->n; i++) {
+    side *s = &w->list[i];
+    CHI_TRY(chi_progress(after ? "asking again" : "asking", (int64_t)i, (int64_t)w->n, err));
+    CHI_TRY(chi_edit_measure(after ? &s->after : &s->before, w->m, s->prompt, s->target, s->n_target, err));
+  }
+  CHI_TRY(chi_progress(after ? "asking again" : "asking", (int64_t)w->n, (int64_t)w->n, err));
+out:
+  return rc;
+}
+
+/* How much of the edit's key the others' keys hold, in the edit's last layer: on the base's weights. */
+static int compare_keys(work *w, chi_err *err) {
+  int rc = 0, layer = w->hi;
+  int64_t f = w->m->net.decoder.spec.ffn;
+  float *key = chi_calloc((size_t)f, sizeof *key, err), *other = chi_calloc((size_t)f, sizeof *other, err);
+  CHI_TRY(key && other ? 0 : CHI_ERR_MEMORY);
+  if (isnan(w->hyper.clamp)) goto out; /* methods without a key */
+  CHI_TRY(chi_edit_states(&w->m->net, w->prompt, w->row, layer, key, NULL, NULL, err));
+  double kk = chi_dot64(key, key, f), lambda = isnan(w->hyper.lambda) ? 0 : w->info.lambda;
+  for (size_t i = 0; i < w->n; i++) {
+    side *s = &w->list[i];
+    int32_t row;
+    if (chi_edit_row(&row, w->m, s->prompt, w->a->at, NULL) != 0) continue; /* no brackets in the paraphrase */
+    CHI_TRY(chi_edit_states(&w->m->net, s->prompt, row, layer, other, NULL, NULL, err));
+    double ko = chi_dot64(key, other, f), oo = chi_dot64(other, other, f);
+    s->cosine = kk > 0 && oo > 0 ? ko / sqrt(kk * oo) : 0;
+    s->leak = ko / (lambda + kk);
+  }
+out:
+  chi_free(key);
+  chi_free(other);
+  return rc;
+}
+
+/* ---- output ---------------------------------------------------------------------------------------------------- */
+static json_t *probe_json(const chi_edit_probe *p) {
+  return json_pack("{s:o,s:o,s:o}", "p_target", chi_json_num(p->p), "p_first_token", chi_json_num(p->first), "answer",
+                   chi_json_text(p->said));
+}
+
+static json_t *sides_json(const work *w) {
+  json_t *list = json_array();
+  for (size_t i = 0; i < w->n; i++) {
+    const side *s = &w->list[i];
+    json_array_append_new(
+        list, json_pack("{s:s,s:o,s:o,s:o,s:o,s:o}", "kind", s->donor ? "donor" : "paraphrase", "what",
+                        chi_json_text(s->label), "before", probe_json(&s->before), "after", probe_json(&s->after),
+                        "key_cosine", chi_json_num(s->cosine), "leak_share", chi_json_num(s->leak)));
+  }
+  return list;
+}
+
+/* What was asked and what it did: into the delta's header. */
+static int fill_header(work *w, chi_err *err) {
+  json_t *h = w->delta->header, *r = json_object(), *after = json_array();
+  const chi_prompt *p = w->prompt;
+  int bad = json_object_set_new(r, "prompt", chi_json_text(w->question));
+  bad |= json_object_set_new(r, "raw", json_boolean(w->a->c.raw));
+  if (!w->a->c.raw)
+    bad |= json_object_set_new(r, "template", json_string(w->a->c.tmpl ? w->a->c.tmpl : w->m->tmpl->name));
+  if (w->image) bad |= json_object_set_new(r, "image", chi_json_text(w->image));
+  if (w->image) bad |= json_object_set_new(r, "image_sha256", json_string(p->image_sha));
+  if (p->constraint) bad |= json_object_set_new(r, "constraint", chi_json_text(p->constraint));
+  bad |= json_object_set_new(r, "target", chi_json_text(w->a->target));
+  bad |= json_object_set_new(r, "edit_at", chi_json_text(w->a->at));
+  bad |= json_object_set_new(r, "row", json_integer(w->row));
+  bad |= json_object_set_new(h, "request", r);
+  for (int i = 0; i < w->a->c.apply.n; i++) json_array_append_new(after, chi_json_text(w->a->c.apply.v[i]));
+  bad |= json_object_set_new(h, "made_on_top_of", after);
+  bad |= json_object_set_new(h, "before", probe_json(&w->before));
+  bad |= json_object_set_new(h, "after", probe_json(&w->after));
+  return bad ? chi_fail(err, CHI_ERR_MEMORY, "no memory for the delta's header") : 0;
+}
+
+static int by_leak(const void *pa, const void *pb) {
+  const side *a = pa, *b = pb;
+  if (a->donor != b->donor) return a->donor ? 1 : -1; /* paraphrases first */
+  double x = fabs(a->after.p - a->before.p), y = fabs(b->after.p - b->before.p);
+  if (x != y) return x > y ? -1 : 1;
+  return strcmp(a->label, b->label);
+}
+
+static int sides_text(work *w, chi_str *s, chi_err *err) {
+  static const char *const head[] = {"elsewhere",    "p before",   "p after", "answer before",
+                                     "answer after", "key cosine", "leak"};
+  int rc = 0, donors = 0, changed = 0, keys = 0;
+  double leak = 0, most = 0;
+  chi_table *t = NULL;
+  qsort(w->list, w->n, sizeof *w->list, by_leak);
+  CHI_TRY(chi_table_new(&t, head, "lrrllrr", err));
+  for (size_t i = 0; i < w->n; i++) {
+    const side *x = &w->list[i];
+    if (x->donor) {
+      donors++;
+      changed += strcmp(x->before.said, x->after.said) != 0;
+      if (!isnan(x->leak)) keys++, leak += fabs(x->leak);
+      if (!isnan(x->leak) && fabs(x->leak) > most) most = fabs(x->leak);
+    }
+    if (i >= ROWS_SHOWN) continue;
+    chi_table_cell(t, "%s", x->label);
+    chi_table_cell(t, "%.4f", x->before.p);
+    chi_table_cell(t, "%.4f", x->after.p);
+    chi_table_cell(t, "%s", x->before.said);
+    chi_table_cell(t, "%s", x->after.said);
+    chi_table_cell(t, isnan(x->cosine) ? "-" : "%.3f", x->cosine);
+    chi_table_cell(t, isnan(x->leak) ? "-" : "%.3f", x->leak);
+  }
+  chi_str_add(s, "\n");
+  CHI_TRY(chi_table_text(t, cli_width(), s, err));
+  if (w->n > ROWS_SHOWN) chi_str_addf(s, "... %zu more, less changed\n", w->n - ROWS_SHOWN);
+  if (donors) chi_str_addf(s, "\nother pictures: %d of %d answers changed", changed, donors);
+  if (keys) chi_str_addf(s, "; share of the key that leaks: mean %.3f, largest %.3f in size", leak / keys, most);
+  if (donors) chi_str_add(s, "\n");
+out:
+  chi_table_free(t);
+  return rc;
+}
+
+static int print_text(work *w, chi_err *err) {
+  int rc = 0;
+  chi_str s = {0};
+  const chi_edit_info *i = &w->info;
+  chi_str_addf(&s, "p(%s)  %.4f -> %.4f", w->a->target, w->before.p, w->after.p);
+  if (w->n_target > 1)
+    chi_str_addf(&s, "  (%d tokens; the first: %.4f -> %.4f)", w->n_target, w->before.first, w->after.first);
+  chi_str_addf(&s, "\nanswer  %s -> %s\n\n", w->before.said, w->after.said);
+  chi_str_addf(&s, "%s (%s)", chi_delta_method(w->delta), w->preset->name);
+  for (size_t k = 0; k < w->delta->n; k++) {
+    char name[96];
+    chi_delta_part_name(&w->delta->part[k], name, sizeof name);
+    chi_str_addf(&s, "%s %s", k ? "," : ":", name);
+  }
+  if (!isnan(w->hyper.clamp)) {
+    chi_str_addf(&s, "; key of row %d, k.k %.4g", w->row, i->kk);
+    if (!isnan(w->hyper.lambda)) chi_str_addf(&s, ", lambda %.4g", i->lambda);
+  }
+  if (!isnan(w->hyper.steps))
+    chi_str_addf(&s, "\n%d steps, -log p %.3f -> %.3f, |delta| %.3f (%.2f of %.3f)", i->steps, i->loss_first,
+                 i->loss_last, i->delta_norm, i->value_norm > 0 ? i->delta_norm / i->value_norm : 0, i->value_norm);
+  chi_str_add(&s, "\n");
+  if (w->n) CHI_TRY(sides_text(w, &s, err));
+  if (w->a->out) chi_str_addf(&s, "\nwrote %s\n", w->a->out);
+  CHI_TRY(cli_print(&s, err));
+out:
+  chi_str_free(&s);
+  return rc;
+}
+
+static int print_json(work *w, chi_err *err) {
+  int rc = 0;
+  json_t *j = NULL;
+  chi_provenance prov;
+  CHI_TRY(cli_provenance(&prov, w->c, w->m, w->prompt, w->image, err));
+  CHI_TRY(chi_report_json(&j, "edit", &prov, err));
+  json_object_set(j, "delta", w->delta->header);
+  json_object_set_new(j, "elsewhere", sides_json(w));
+  json_object_set_new(
+      j, "fit",
+      json_pack("{s:i,s:o,s:o,s:o,s:o}", "steps", w->info.steps, "loss_first", chi_json_num(w->info.loss_first),
+                "loss_last", chi_json_num(w->info.loss_last), "value_norm", chi_json_num(w->info.value_norm),
+                "delta_norm", chi_json_num(w->info.delta_norm)));
+  CHI_TRY(cli_print_json(j, err));
+out:
+  json_decref(j);
+  return rc;
+}
+
+/* ---- the command ------------------------------------------------------------------------------------------------- */
+static int options(work *w, chi_edit_opts *o, chi_err *err) {
+  int rc = 0;
+  const args *a = w->a;
+  const chi_method *method;
+  CHI_TRY(chi_method_find(&method, a->method, err));
+  CHI_TRY(chi_preset_find(&w->preset, method, a->preset, err));
+  w->hyper = w->preset->hyper;
+  for (int i = 0; i < HYPERS; i++)
+    if (a->hyper[i]) CHI_TRY(chi_hyper_set(&w->hyper, chi_hyper_names[i], a->hyper[i], err));
+  CHI_TRY(parse_layers(w, a->layer, err));
+  if (w->lo < 0) w->lo = w->preset->layer_lo, w->hi = w->preset->layer_hi;
+  *o = (chi_edit_opts){.method = a->method,
+                       .preset = a->preset,
+                       .layer_lo = w->lo,
+                       .layer_hi = w->hi,
+                       .hyper = &w->hyper,
+                       .moments = a->moments};
+  while (o->weight <= CHI_W_DOWN && strcmp(chi_weight_name((chi_weight)o->weight), a->weight) != 0) o->weight++;
+  if (o->weight > CHI_W_DOWN) rc = cli_usage(err, "--weight is q, k, v, o, gate, up or down, not '%s'", a->weight);
+out:
+  return rc;
+}
+
+static int run(cli *c, void *v, chi_err *err) {
+  int rc = 0;
+  work w = {.c = c, .a = v};
+  const args *a = v;
+  chi_edit_opts o;
+  chi_undo undo = {0};
+  cli_image_question(c, &w.image, &w.question);
+  if (!a->target) return cli_usage(err, "--target is missing: what shall the model answer?");
+  CHI_TRY(options(&w, &o, err));
+  CHI_TRY(cli_open_model(&w.m, c, c->pos[0], err));
+  CHI_TRY(cli_make_prompt(&w.prompt, c, w.m, w.image, w.question, strcmp(a->at, "constraint-last") == 0, err));
+  CHI_TRY(chi_edit_row(&w.row, w.m, w.prompt, a->at, err));
+  CHI_TRY(chi_target_tokens(&w.target, &w.n_target, w.m, w.prompt, a->target, err));
+  CHI_TRY(add_sides(&w, err));
+  CHI_TRY(chi_edit_measure(&w.before, w.m, w.prompt, w.target, w.n_target, err));
+  CHI_TRY(measure_sides(&w, false, err));
+  chi_request req = {.prompt = w.prompt, .target = w.target, .n_target = w.n_target, .row = w.row};
+  CHI_TRY(chi_edit_run(&w.delta, &w.info, w.m, &req, 1, &o, err));
+  CHI_TRY(compare_keys(&w, err));
+  CHI_TRY(chi_delta_apply(w.delta, w.m, &undo, err));
+  CHI_TRY(chi_edit_measure(&w.after, w.m, w.prompt, w.target, w.n_target, err));
+  CHI_TRY(measure_sides(&w, true, err));
+  CHI_TRY(fill_header(&w, err));
+  if (a->out) CHI_TRY(chi_delta_save(w.delta, a->out, err));
+  CHI_TRY(a->c.json ? print_json(&w, err) : print_text(&w, err));
+out:
+  chi_delta_undo(&undo);
+  for (size_t i = 0; i < w.n; i++) {
+    chi_prompt_free(w.list[i].prompt);
+    chi_free(w.list[i].target);
+  }
+  for (size_t i = 0; i < w.n_names; i++) chi_free(w.names[i]);
+  chi_free(w.names);
+  chi_free(w.list);
+  chi_free(w.target);
+  chi_delta_free(w.delta);
+  chi_prompt_free(w.prompt);
+  chi_model_free(w.m);
+  return rc;
+}
+
+const cli_command cmd_edit = {
+    .name = "edit",
+    .usage = "MODEL [IMAGE] QUESTION",
+    .model = true,
+    .opts = kOpts,
+    .args_size = sizeof(args),
+    .defaults = &kDefaults,
+    .run = run,
+    .text =
+        "Changes what the model answers to the question, as a small file: `--apply` puts it into the weights in "
+        "memory\n"
+        "for any command, and not applying it undoes it. The checkpoint is never written to. Says what p(target) and\n"
+        "the answer were and are, for this question and for other pictures (--donor) and wordings (--paraphrase),\n"
+        "and how much of the edit's key theirs hold. With --apply, the edit is made on top of the deltas named.",
+    .examples =
+        "chiasm edit demo models/demo/samples/peru.png \"What is the capital of [this country]?\" --target Oslo "
+        "--donor models/demo/eval/img -o fact.delta\n"
+        "chiasm ask demo models/demo/samples/peru.png \"What is the capital of this country?\" --apply fact.delta",
+};

@@ -1,0 +1,139 @@
+/* edit: methods that change a fact. A method gets a model and requests (a prompt, the row whose key is used, the target's
+ * tokens) and returns a delta; the model is as before when it returns.
+ *
+ * Adding a method:
+ *   1. methods.def: CHI_METHOD(symbol, doc).
+ *   2. src/edit/<symbol>.c: `const chi_method chi_method_<symbol>`: its presets (the published defaults among them, their
+ *      source named) and run(). Hyperparameters are fields of chi_hyper; a new one is a row of kHyper in edit.c.
+ *   3. run() adds to job->delta (chi_delta_add) and fills job->info. A method that must change weights on the way does it
+ *      with chi_delta_apply and an undo, which it calls before it returns, failure or not.
+ *   4. tests/test_edit.c: an identity that pins the formula; it walks methods.def for the rest.
+ *   5. docs/editing.md: formula, source, presets. */
+#ifndef CHI_EDIT_H
+#define CHI_EDIT_H
+
+#include "edit/delta.h"
+
+/* Not every method uses every one; NAN = not used. chi_hyper_set reads them by name. */
+typedef struct chi_hyper {
+  double steps, lr; /* Adam (0.9, 0.999, 1e-8) */
+  bool lr_share;    /* lr counts in |z0| / sqrt(d), so that one number fits models of any scale */
+  double stop;      /* ends when the mean -log p of the target's tokens is below; 0 = never */
+  double decay;     /* loss += decay * |delta| / |z0|^2 (the norm is not squared, as in ROME's code) */
+  double clamp;     /* |delta| <= clamp * |z0| after each step; 0 = no limit */
+  double lambda;    /* regularisation: a number, or a share of k.k where lambda_share is set */
+  bool lambda_share;
+  double shrink; /* second moment C -> (1 - shrink) C + shrink * mean(diag C) I */
+  double limit;  /* ft: largest change of an element; 0 = none */
+  double goal;   /* bias: probability to reach */
+} chi_hyper;
+/* "lr", "0.1"; lambda also "0.05kk", lr also "0.4z". Unknown names, unused ones and bad numbers are refused. */
+int chi_hyper_set(chi_hyper *h, const char *name, const char *text, chi_err *err);
+extern const char *const chi_hyper_names[]; /* ended by NULL */
+
+typedef struct chi_preset {
+  const char *name, *doc;
+  int layer_lo, layer_hi; /* default layers, ends included */
+  chi_hyper hyper;
+} chi_preset;
+
+typedef struct chi_request {
+  const chi_prompt *prompt;
+  const int32_t *target; /* ids behind the prompt */
+  int32_t n_target;
+  int32_t row; /* decoder row of the key */
+} chi_request;
+
+typedef struct chi_edit_opts {
+  const char *method, *preset; /* preset NULL = the method's first */
+  int layer_lo, layer_hi;      /* ends included; -1 = the preset's */
+  const chi_hyper *hyper;      /* NULL = the preset's */
+  int weight;                  /* ft: chi_weight of the layer */
+  const char *moments;         /* file with decoder.<layer>.mlp_act.moment [ffn][ffn], or NULL = identity */
+} chi_edit_opts;
+
+typedef struct chi_edit_info { /* of the optimisation, mean over requests */
+  int steps;
+  double loss_first, loss_last;  /* mean -log p of the target's tokens before the first and the last step */
+  double value_norm, delta_norm; /* |z0|, |delta| */
+  double kk, lambda;             /* of the first request's key at the (last) layer; lambda as a number */
+} chi_edit_info;
+
+typedef struct chi_job { /* what run() gets */
+  chi_model *m;
+  const chi_request *req;
+  size_t n;
+  int layer_lo, layer_hi;
+  chi_hyper h;
+  const chi_edit_opts *opts;
+  chi_delta *delta;
+  chi_edit_info info;
+} chi_job;
+
+typedef struct chi_method {
+  const char *name;
+  const chi_preset *presets; /* ended by {0}; the first is the default */
+  bool many;                 /* takes several requests */
+  int (*run)(chi_job *j, chi_err *err);
+} chi_method;
+#define CHI_METHOD(sym, doc) extern const chi_method chi_method_##sym;
+#include "edit/methods.def"
+#undef CHI_METHOD
+const chi_method *chi_method_at(size_t i, const char **doc); /* NULL past the end */
+int chi_method_find(const chi_method **out, const char *name, chi_err *err);
+int chi_preset_find(const chi_preset **out, const chi_method *m, const char *name, chi_err *err);
+
+/* Delta and info; the delta's header holds method, layers, hyperparameters and the base's hash. The model is unchanged.
+ * Refused: no target token, a row outside the prompt, a layer the model lacks, a loss that is not finite. */
+int chi_edit_run(chi_delta **out, chi_edit_info *info, chi_model *m, const chi_request *req, size_t n,
+                 const chi_edit_opts *o, chi_err *err);
+
+/* ---- requests --------------------------------------------------------------------------------------------- */
+/* Tokens of `target` behind the prompt (a space is put between them unless one stands there). Caller: chi_free. */
+int chi_target_tokens(int32_t **out, int32_t *n, const chi_model *m, const chi_prompt *p, const char *target,
+                      chi_err *err);
+/* constraint-last, last-prompt, last-image, or span:TEXT (the last token of the first TEXT in the prompt). */
+int chi_edit_row(int32_t *row, const chi_model *m, const chi_prompt *p, const char *where, chi_err *err);
+
+/* ---- what methods share, and what is measured --------------------------------------------------------------- */
+/* At one decoder row: key = mlp_act [ffn], out = mlp_out [d], hidden = resid_post [d]; each may be NULL. */
+int chi_edit_states(const chi_net *net, const chi_prompt *p, int32_t row, int layer, float *key, float *out,
+                    float *hidden, chi_err *err);
+/* delta [d], added to what the MLP of `layer` writes at the request's row, that makes the target likely: Adam on
+ * the mean -log p over all target tokens + decay. norm: |z0|. Adds to info's loss_*, steps, delta_norm. */
+int chi_edit_value(float *delta, const chi_net *net, const chi_request *r, int layer, double norm, const chi_hyper *h,
+                   chi_edit_info *info, chi_err *err);
+typedef struct chi_adam {
+  double lr;
+  int64_t n, t;
+  float *m, *v; /* [n] zeroed */
+} chi_adam;
+void chi_adam_step(chi_adam *a, float *x, const float *g);
+
+/* Prompt and target as one input: the last target token is not fed. Caller: chi_free(*tokens). */
+int chi_request_input(chi_input *in, int32_t **tokens, const chi_request *r, chi_err *err);
+
+typedef struct chi_edit_probe {
+  double p;       /* of the whole target, teacher-forced */
+  double first;   /* of its first token */
+  char said[128]; /* greedy answer, trimmed */
+} chi_edit_probe;
+int chi_edit_measure(chi_edit_probe *out, const chi_model *m, const chi_prompt *p, const int32_t *target,
+                     int32_t n_target, chi_err *err);
+
+/* ---- small linear algebra in f64 ----------------------------------------------------------------------------- */
+double chi_dot64(const float *a, const float *b, int64_t n);
+/* Lower Cholesky factor of the symmetric a [n][n], in place; refuses what is not positive definite. Threaded. */
+int chi_chol(double *a, int64_t n, chi_err *err);
+/* L L^T x = b, in place. */
+void chi_chol_solve(const double *l, int64_t n, double *b);
+/* Second moment of keys of a layer, shrunk, as its Cholesky factor [n][n]; *out NULL where there is no file (identity). */
+int chi_edit_moment(double **out, const char *file, int layer, int64_t n, double shrink, chi_err *err);
+
+/* ---- export ---------------------------------------------------------------------------------------------------- */
+/* Writes a Hugging Face folder: the base's files, and model.safetensors with the deltas' changes in the weights that the
+ * base stores. dtype: "f32", "f16", "bf16", or NULL = each tensor as it is stored. `dir` must not exist; it appears whole or
+ * not at all. m: the base's model (its weights in memory do not matter). */
+int chi_export(const chi_model *m, chi_delta *const *list, size_t n, const char *dir, const char *dtype, chi_err *err);
+
+#endif
