@@ -20,6 +20,14 @@ typedef struct cell_plan {
   int clean, donor, *corrupt; /* branches; corrupt[n samples] */
 } cell_plan;
 
+/* Rows of logits that wait until there are enough for all threads: what is made of a row costs two exponentials a word. */
+enum { kBatch = 16 };
+typedef struct waiting {
+  int capture;
+  int32_t i;
+  double later; /* i > 0: log-probability of that target token */
+} waiting;
+
 /* What the captured logits become. */
 typedef struct receiver {
   chi_trace *t;
@@ -29,6 +37,10 @@ typedef struct receiver {
   double *joint;      /* per capture: sum of log-probabilities of the later target tokens */
   uint64_t *hash;     /* per capture, when wanted */
   chi_metrics *m;     /* per capture */
+  float *rows;        /* [kBatch][width] */
+  waiting wait[kBatch];
+  int n_wait;
+  int64_t width;
 } receiver;
 
 /* ---- plans ----------------------------------------------------------------------------------------------- */
@@ -160,30 +172,56 @@ int chi_trace_plan(chi_plan **out, const chi_trace *t, chi_err *err) {
 }
 
 /* ---- running --------------------------------------------------------------------------------------------- */
+static void measure(void *ud, int64_t at) {
+  receiver *r = ud;
+  waiting *w = &r->wait[at];
+  const float *v = r->rows + at * r->width;
+  if (w->i > 0) {
+    w->later = (double)v[r->t->target_ids[w->i]] - chi_logsumexp(v, r->width);
+    return;
+  }
+  r->m[w->capture] = chi_metrics_of(v, r->width, r->t->target, r->t->counter, r->clean_logp);
+  if (r->hash && r->t->n_target <= 1)
+    r->hash[w->capture] = chi_fnv64(v, (size_t)r->width * sizeof *v, r->hash[w->capture]);
+}
+
+static void measure_waiting(receiver *r) {
+  chi_parallel_for(r->n_wait, measure, r);
+  for (int k = 0; k < r->n_wait; k++) /* sums grow in the order in which the rows came */
+    if (r->wait[k].i > 0) r->joint[r->wait[k].capture] += r->wait[k].later;
+  r->n_wait = 0;
+}
+
 static int take(void *ud, int capture, int32_t i, const float *v, int64_t width) {
   receiver *r = ud;
   const cell *c = &r->cp->owner[capture];
-  if (r->hash) r->hash[capture] = chi_fnv64(v, (size_t)width * sizeof *v, r->hash[capture]);
-  if (i > 0) { /* later tokens of the target text */
+  size_t bytes = (size_t)width * sizeof *v;
+  if (r->hash && r->t->n_target > 1) r->hash[capture] = chi_fnv64(v, bytes, r->hash[capture]);
+  if (r->first && i > 0) { /* later tokens of the target text */
     r->joint[capture] += (double)v[r->t->target_ids[i]] - chi_logsumexp(v, width);
     return 0;
   }
   if (r->first) {
-    memcpy(r->first + (c->site == kClean   ? 0
-                       : c->site == kDonor ? 1
-                                           : 2 + c->sample) *
-                          width,
-           v, (size_t)width * sizeof *v);
+    memcpy(r->first + (c->site == kClean ? 0 : c->site == kDonor ? 1 : 2 + c->sample) * width, v, bytes);
     return 0;
   }
-  r->m[capture] = chi_metrics_of(v, width, r->t->target, r->t->counter, r->clean_logp);
+  memcpy(r->rows + r->n_wait * width, v, bytes);
+  r->width = width;
+  r->wait[r->n_wait++] = (waiting){.capture = capture, .i = i};
+  if (r->n_wait == kBatch) measure_waiting(r);
   return 0;
 }
 
 static int run(const chi_trace *t, const cell_plan *cp, receiver *r, chi_executor ex, const char *what,
                chi_run_stats *stats, chi_err *err) {
   chi_run_opts o = {.executor = ex, .mem = t->opts.mem, .on_capture = take, .ud = r, .what = what, .stats = stats};
-  return chi_run_plan(&t->model->net, cp->plan, &o, err);
+  if (!r->first && !(r->rows = chi_calloc((size_t)t->model->net.decoder.vocab * kBatch, sizeof *r->rows, err)))
+    return CHI_ERR_MEMORY;
+  int rc = chi_run_plan(&t->model->net, cp->plan, &o, err);
+  if (rc == 0) measure_waiting(r);
+  chi_free(r->rows);
+  r->rows = NULL;
+  return rc;
 }
 
 static chi_metrics with_joint(const chi_trace *t, chi_metrics m, double later) {
@@ -252,8 +290,8 @@ static int second_pass(chi_trace *t, double *clean_logp, uint64_t **hash, chi_er
   receiver r = {.t = t, .cp = &cp, .clean_logp = clean_logp};
   r.m = chi_calloc(n, sizeof *r.m, err);
   r.joint = chi_calloc(n, sizeof *r.joint, err);
-  r.hash = chi_calloc(n, sizeof *r.hash, err);
-  CHI_TRY(r.m && r.joint && r.hash ? 0 : CHI_ERR_MEMORY);
+  if (t->opts.check > 0) r.hash = chi_calloc(n, sizeof *r.hash, err);
+  CHI_TRY(r.m && r.joint && (r.hash || t->opts.check <= 0) ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(all_cells(t, &cp, 1, 0, err));
   CHI_TRY(run(t, &cp, &r, CHI_EXEC_SWEEP, "tracing", &t->stats, err));
   for (size_t i = 0; i < cp.n; i++) {

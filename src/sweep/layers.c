@@ -3,6 +3,9 @@
 
 #include <string.h>
 
+enum { kFillBytes = 48 };         /* of a block that is about to be filled */
+enum { kSerialFloats = 1 << 15 }; /* less work than this is not worth waking the other threads */
+
 /* ---- memory ---------------------------------------------------------------------------------------------- */
 static int64_t kv_blocks(const chi_live *v) { /* blocks that the branches of a layer own at most */
   int64_t n = 0;
@@ -52,7 +55,12 @@ size_t chi_layers_bytes(const chi_exec *x, const chi_live *live, int32_t chunk) 
     size_t floats = pattern_floats(x, live, l) + (act_wanted(x, live, l) ? n * F : 0);
     most = floats > most ? floats : most;
   }
-  return sizeof(float) * (n * per_slot + c * per_row + most + 2 * (size_t)kv_blocks(live) * chi_kv_block_floats(s)) +
+  size_t tables = 0, blocks = (size_t)kv_blocks(live);
+  for (size_t b = 0; b < x->plan->n_branches; b++)
+    if (live->include[b] && live->last_death[b] != CHI_UNNEEDED)
+      tables += 2 * (size_t)(chi_exec_rows(x, (int)b, live->stack) / CHI_KV_BLOCK + 1);
+  tables = tables * sizeof(float *) + blocks * 2 * kFillBytes + x->plan->n_branches * (6 * sizeof(float *));
+  return tables + sizeof(float) * (n * per_slot + c * per_row + most + 2 * blocks * chi_kv_block_floats(s)) +
          n * (sizeof(chi_attn_query) + sizeof(float *) + 4 * sizeof(int32_t));
 }
 
@@ -344,21 +352,80 @@ static float *new_block(chi_layers *L) {
   return L->pool[L->pool_used++];
 }
 
+/* One block of keys and values that a branch owns a part of: the parent's rows, and over them its own. */
+typedef struct fill {
+  float *k, *v;
+  const float *up_k, *up_v; /* what is copied first; NULL = nothing */
+  int32_t slot, n;          /* slots that may own a row of it; the dead ones among them are passed over */
+} fill;
+_Static_assert(sizeof(fill) <= kFillBytes, "the estimate of memory counts blocks by it");
+
+typedef struct fill_job {
+  const chi_layers *L;
+  const fill *f;
+  chi_time t;
+} fill_job;
+
+/* One head of one block: it stays in the first cache between the copy and the rows put into it. */
+static void fill_task(void *ud, int64_t task) {
+  const fill_job *j = ud;
+  const chi_layers *L = j->L;
+  const fill *f = &j->f[task / L->s->kv_heads];
+  int64_t hd = L->s->head_dim, h = task % L->s->kv_heads;
+  size_t at = (size_t)(h * hd * CHI_KV_BLOCK), bytes = (size_t)(hd * CHI_KV_BLOCK) * sizeof(float);
+  if (f->up_k) {
+    memcpy(f->k + at, f->up_k + at, bytes);
+    memcpy(f->v + at, f->up_v + at, bytes);
+  }
+  for (int32_t s = f->slot; s < f->slot + f->n; s++)
+    if (alive(L->live, s, j->t))
+      chi_kv_put(f->k + at, f->v + at, L->k + s * L->nkv + h * hd, L->v + s * L->nkv + h * hd,
+                 L->live->slot_row[s] % CHI_KV_BLOCK, 1, (int)hd, L->compute);
+}
+
+typedef struct fill_list {
+  fill *f;
+  size_t n, cap;
+  bool *pending; /* per branch: its blocks are listed and not filled yet */
+  int *branch;   /* those */
+  size_t n_branch;
+} fill_list;
+
+static void fill_now(chi_layers *L, fill_list *list, int layer) {
+  fill_job j = {.L = L, .f = list->f, .t = chi_at(layer, CHI_ST_QKV)};
+  int64_t n = (int64_t)list->n * L->s->kv_heads;
+  if (n * L->s->head_dim * CHI_KV_BLOCK < kSerialFloats)
+    for (int64_t i = 0; i < n; i++) fill_task(&j, i);
+  else
+    chi_parallel_for(n, fill_task, &j);
+  list->n = 0;
+  while (list->n_branch > 0) list->pending[list->branch[--list->n_branch]] = false;
+}
+
+static int add_fill(chi_layers *L, fill_list *list, const float *up_k, const float *up_v, float *k, float *v,
+                    int32_t s) {
+  int rc = chi_grow((void **)&list->f, &list->cap, list->n + 1, sizeof *list->f, L->err);
+  if (rc == 0) list->f[list->n++] = (fill){.k = k, .v = v, .up_k = up_k, .up_v = up_v, .slot = s};
+  return rc;
+}
+
 /* Block tables of one branch: its parent's, with own copies of the blocks in which it owns a key. */
-static int branch_blocks(chi_layers *L, int b, int layer) {
+static int branch_blocks(chi_layers *L, fill_list *list, int b, int layer) {
+  int rc = 0;
   const chi_live *v = L->live;
   const chi_input *in = chi_exec_input(L->x, b);
   int up = L->x->plan->branch[b].parent;
   int32_t rows = chi_exec_rows(L->x, b, L->stack), nb = (rows + CHI_KV_BLOCK - 1) / CHI_KV_BLOCK;
-  size_t bytes = chi_kv_block_floats(L->s) * sizeof(float);
   chi_time t = chi_at(layer, CHI_ST_QKV);
   bool own = false, cached = up < 0 && L->stack == CHI_DECODER && in->cache;
   for (int32_t s = L->slot0[b]; s < L->slot0[b] + L->slot_n[b] && !own; s++) own = alive(v, s, t);
   if (!own && up >= 0) {
     L->ktab[b] = L->ktab[up];
     L->vtab[b] = L->vtab[up];
+    if (list->pending[up] && !list->pending[b]) list->pending[b] = true, list->branch[list->n_branch++] = b;
     return 0;
   }
+  if (up >= 0 && list->pending[up]) fill_now(L, list, layer);
   float **k = chi_arena_array(&L->layer_arena, (size_t)nb, sizeof *k, L->err),
         **w = chi_arena_array(&L->layer_arena, (size_t)nb, sizeof *w, L->err);
   if (!k || !w) return CHI_ERR_MEMORY;
@@ -367,38 +434,49 @@ static int branch_blocks(chi_layers *L, int b, int layer) {
     k[i] = cached ? in->cache->k[at] : up >= 0 ? L->ktab[up][i] : NULL;
     w[i] = cached ? in->cache->v[at] : up >= 0 ? L->vtab[up][i] : NULL;
   }
-  int32_t last = -1;
+  int32_t last = -1, owned = 0;
   for (int32_t s = L->slot0[b]; s < L->slot0[b] + L->slot_n[b]; s++) {
     if (!alive(v, s, t)) continue;
-    int32_t i = v->slot_row[s] / CHI_KV_BLOCK;
-    if (i != last && !cached) { /* first own key of this block */
-      float *nk = new_block(L), *nv = new_block(L);
+    int32_t i = v->slot_row[s] / CHI_KV_BLOCK, here = rows - i * CHI_KV_BLOCK;
+    if (i != last) { /* first own key of this block */
+      float *nk = cached ? k[i] : new_block(L), *nv = cached ? w[i] : new_block(L);
       if (!nk || !nv) return CHI_ERR_MEMORY;
-      if (k[i]) {
-        memcpy(nk, k[i], bytes);
-        memcpy(nv, w[i], bytes);
-      }
+      CHI_TRY(add_fill(L, list, cached ? NULL : k[i], cached ? NULL : w[i], nk, nv, s));
       k[i] = nk;
       w[i] = nv;
+      owned = 0;
     }
     last = i;
-    chi_kv_put(k[i], w[i], L->k + s * L->nkv, L->v + s * L->nkv, v->slot_row[s] % CHI_KV_BLOCK, L->s->kv_heads,
-               L->s->head_dim, L->compute);
+    fill *f = &list->f[list->n - 1];
+    f->n = s - f->slot + 1;
+    if (++owned == (here < CHI_KV_BLOCK ? here : CHI_KV_BLOCK)) f->up_k = f->up_v = NULL; /* nothing of it would stay */
   }
   L->ktab[b] = k;
   L->vtab[b] = w;
-  return 0;
+  list->pending[b] = true;
+  list->branch[list->n_branch++] = b;
+out:
+  return rc;
 }
 
+/* Tables are made branch by branch, parents first; blocks are filled many at a time, before a child copies from them. */
 static int fill_blocks(chi_layers *L, int layer) {
+  int rc = 0;
+  size_t n = L->x->plan->n_branches;
+  fill_list list = {0};
+  list.pending = chi_arena_array(&L->layer_arena, n, sizeof *list.pending, L->err);
+  list.branch = chi_arena_array(&L->layer_arena, n, sizeof *list.branch, L->err);
+  if (!list.pending || !list.branch) return CHI_ERR_MEMORY;
   L->pool_used = 0;
-  for (size_t i = 0; i < L->x->plan->n_branches; i++) {
+  for (size_t i = 0; i < n; i++) {
     int b = L->x->order[i];
     if (!L->live->include[b] || !chi_exec_rows(L->x, b, L->stack)) continue;
-    int rc = branch_blocks(L, b, layer);
-    if (rc) return rc;
+    CHI_TRY(branch_blocks(L, &list, b, layer));
   }
-  return 0;
+  fill_now(L, &list, layer);
+out:
+  chi_free(list.f);
+  return rc;
 }
 
 /* Marks the slots whose attention weights somebody looks at, changes or copies. */
@@ -518,13 +596,31 @@ out:
 /* ---- layers ---------------------------------------------------------------------------------------------- */
 /* res += comp for rows that were there when comp was made and are still needed; keeps the old value for parallel
  * blocks. */
-static void add_component(chi_layers *L, const chi_norm *after, chi_time made, chi_time needed, bool keep) {
-  const chi_live *v = L->live;
-  for (int32_t s = 0; s < v->n_slots; s++) {
-    if (v->slot_birth[s] > made || v->slot_death[s] < needed) continue;
-    if (keep && L->in != L->res) memcpy(L->in + s * L->D, L->res + s * L->D, (size_t)L->D * sizeof(float));
-    chi_block_add(L->s, after, L->res + s * L->D, L->comp + s * L->D, 1);
+enum { kAddRows = 16 };
+typedef struct add_job {
+  chi_layers *L;
+  const chi_norm *after;
+  int32_t n;
+  bool keep;
+} add_job;
+static void add_rows(void *ud, int64_t task) {
+  const add_job *j = ud;
+  chi_layers *L = j->L;
+  int32_t i = (int32_t)task * kAddRows, end = j->n - i < kAddRows ? j->n : i + kAddRows;
+  for (; i < end; i++) {
+    int64_t at = L->list[i] * L->D;
+    if (j->keep) memcpy(L->in + at, L->res + at, (size_t)L->D * sizeof(float));
+    chi_block_add(L->s, j->after, L->res + at, L->comp + at, 1);
   }
+}
+
+static void add_component(chi_layers *L, const chi_norm *after, chi_time made, chi_time needed, bool keep) {
+  add_job j = {.L = L, .after = after, .n = make_list(L, made, needed), .keep = keep && L->in != L->res};
+  int64_t tasks = (j.n + kAddRows - 1) / kAddRows;
+  if (j.n * L->D < kSerialFloats)
+    for (int64_t i = 0; i < tasks; i++) add_rows(&j, i);
+  else
+    chi_parallel_for(tasks, add_rows, &j);
 }
 
 static void keep_features(chi_layers *L, int state) {
