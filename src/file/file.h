@@ -12,6 +12,10 @@ typedef struct chi_map { const uint8_t *data; size_t size; } chi_map;
 /* Maps a regular file read-only. Missing file, directory, empty file: one clear line with the path. */
 int chi_map_open(chi_map *out, const char *path, chi_err *err);
 void chi_map_close(chi_map *m);
+/* Bytes [p, p + n) of the map: wanted soon (read ahead), and not wanted for now (whole pages leave this process's memory;
+ * a later look brings them back from the file). Bytes outside the map are left alone; both are wishes, without errors. */
+void chi_map_ahead(const chi_map *m, const void *p, size_t n);
+void chi_map_drop(const chi_map *m, const void *p, size_t n);
 /* Whole small file into memory, NUL-terminated, refused above max bytes. Caller: chi_free. */
 int chi_read_file(char **out, size_t *len, const char *path, size_t max, chi_err *err);
 bool chi_file_exists(const char *path);
@@ -76,6 +80,9 @@ size_t chi_st_count(const chi_st *s);
 const chi_tensor *chi_st_at(const chi_st *s, size_t i);              /* sorted by name */
 const chi_tensor *chi_st_find(const chi_st *s, const char *name);    /* NULL if absent */
 const char *chi_st_meta(const chi_st *s, const char *key);           /* __metadata__ of the (first) file, or NULL */
+/* chi_map_ahead and chi_map_drop for bytes of any of the maps; others are left alone. */
+void chi_st_ahead(const chi_st *s, const void *p, size_t n);
+void chi_st_drop(const chi_st *s, const void *p, size_t n);
 int chi_st_hash(char hex[65], const chi_st *s, chi_err *err);        /* sha256 over all files' bytes, in name order */
 
 /* Writer: add tensors (data is borrowed until commit), then write all atomically. */

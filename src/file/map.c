@@ -1,3 +1,6 @@
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE /* madvise */
+#endif
 #include "file/file.h"
 
 #include <errno.h>
@@ -46,6 +49,31 @@ void chi_map_close(chi_map *m) {
   if (m->data) munmap((void *)(uintptr_t)m->data, m->size);
   m->data = NULL;
   m->size = 0;
+}
+
+/* The part of [p, p + n) that lies in the map; false = none. */
+static bool inside(const chi_map *m, const void *p, size_t n, uintptr_t *lo, uintptr_t *hi) {
+  uintptr_t a = (uintptr_t)m->data, b = a + m->size, x = (uintptr_t)p;
+  if (!m->data || !n || x >= b || x + n <= a) return false;
+  *lo = x < a ? a : x;
+  *hi = n > b - x ? b : x + n;
+  return true;
+}
+
+void chi_map_ahead(const chi_map *m, const void *p, size_t n) {
+  uintptr_t lo, hi, page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  if (!inside(m, p, n, &lo, &hi)) return;
+  lo -= lo % page;
+  (void)madvise((void *)lo, hi - lo, MADV_WILLNEED);
+}
+
+void chi_map_drop(const chi_map *m, const void *p, size_t n) {
+  uintptr_t lo, hi, page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  if (!inside(m, p, n, &lo, &hi)) return;
+  lo += (page - lo % page) % page; /* pages shared with a neighbour stay */
+  if (hi < (uintptr_t)m->data + m->size) hi -= hi % page;
+  if (lo < hi)
+    (void)madvise((void *)lo, hi - lo, MADV_DONTNEED); /* a private read-only map of a file: nothing is lost */
 }
 
 static int fail_large(chi_err *err, const char *path, size_t max) {

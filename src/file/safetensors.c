@@ -419,11 +419,28 @@ const char *chi_st_meta(const chi_st *s, const char *key) {
   return s->meta ? json_string_value(json_object_get(s->meta, key)) : NULL;
 }
 
+void chi_st_ahead(const chi_st *s, const void *p, size_t n) {
+  for (size_t i = 0; i < s->n_parts; i++) chi_map_ahead(&s->parts[i].map, p, n);
+}
+
+void chi_st_drop(const chi_st *s, const void *p, size_t n) {
+  for (size_t i = 0; i < s->n_parts; i++) chi_map_drop(&s->parts[i].map, p, n);
+}
+
 int chi_st_hash(char hex[65], const chi_st *s, chi_err *err) {
   (void)err; /* the bytes are mapped: nothing can be refused any more */
+  const size_t step = (size_t)16 << 20;
   chi_sha256 h;
   chi_sha256_init(&h);
-  for (size_t i = 0; i < s->n_parts; i++) chi_sha256_add(&h, s->parts[i].map.data, s->parts[i].map.size);
+  for (size_t i = 0; i < s->n_parts; i++) {
+    const chi_map *m = &s->parts[i].map;
+    for (size_t at = 0; at < m->size; at += step) { /* a file larger than memory passes through a small window */
+      size_t n = m->size - at < step ? m->size - at : step;
+      if (at + n < m->size) chi_map_ahead(m, m->data + at + n, step);
+      chi_sha256_add(&h, m->data + at, n);
+      chi_map_drop(m, m->data + at, n);
+    }
+  }
   chi_sha256_hex(&h, hex);
   return 0;
 }

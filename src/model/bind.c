@@ -77,9 +77,16 @@ static int floats(const chi_binder *b, float **out, const chi_tensor *t, int64_t
   return chi_to_f32(*out, (const uint8_t *)t->data + chi_dtype_bytes(t->dtype, (size_t)at), t->dtype, (size_t)n, err);
 }
 
+/* The source leaves memory as soon as it is packed: what a load needs at most is the packed weights and one matrix. */
 static int pack(const chi_binder *b, chi_mat *out, const void *data, chi_dtype dtype, int64_t n, int64_t k,
                 chi_err *err) {
-  if (!b->dry) return chi_mat_pack(out, data, dtype, n, k, k, b->m->net.compute, err);
+  if (!b->dry) {
+    size_t bytes = chi_dtype_bytes(dtype, (size_t)(n * k));
+    chi_st_ahead(b->st, data, bytes);
+    int rc = chi_mat_pack(out, data, dtype, n, k, k, b->m->net.compute, err);
+    chi_st_drop(b->st, data, bytes);
+    return rc;
+  }
   *out = (chi_mat){.n = n, .k = k, .compute = b->m->net.compute, .store = dtype};
   return 0;
 }
@@ -149,14 +156,28 @@ int chi_bind_linear(chi_binder *b, chi_linear *out, int64_t n, int64_t k, bool w
   return vec(b, &out->bias, n, bias, err);
 }
 
-/* Columns [at, at + n) of a [k][total] matrix, as rows. */
+/* Columns [at, at + n) of a [k][total] matrix, as rows: 64 of them are one task. */
+enum { TURN = 64 };
+typedef struct turn_job {
+  const uint8_t *in; /* column `at` of row 0 */
+  uint8_t *out;
+  int64_t n, k, total;
+  size_t size;
+} turn_job;
+static void turn(void *ud, int64_t task) {
+  const turn_job *t = ud;
+  int64_t j0 = task * TURN, j1 = j0 + TURN < t->n ? j0 + TURN : t->n;
+  for (int64_t i = 0; i < t->k; i++)
+    for (int64_t j = j0; j < j1; j++)
+      memcpy(t->out + (size_t)(j * t->k + i) * t->size, t->in + (size_t)(i * t->total + j) * t->size, t->size);
+}
+
 static void *transpose(const chi_tensor *t, int64_t n, int64_t k, chi_bind_slice s, chi_err *err) {
   size_t size = chi_dtype_size(t->dtype);
   uint8_t *out = chi_calloc((size_t)n * (size_t)k, size, err);
-  const uint8_t *in = t->data;
-  for (int64_t i = 0; out && i < k; i++)
-    for (int64_t j = 0; j < n; j++)
-      memcpy(out + (size_t)(j * k + i) * size, in + (size_t)(i * s.total + s.at + j) * size, size);
+  turn_job j = {.in = (const uint8_t *)t->data + (size_t)s.at * size, .out = out, .n = n, .k = k, .total = s.total};
+  j.size = size;
+  if (out) chi_parallel_for((n + TURN - 1) / TURN, turn, &j);
   return out;
 }
 
