@@ -45,7 +45,7 @@ check:
 	@scripts/check.sh
 
 test-san:
-	@scripts/bootstrap.sh
+	@scripts/bootstrap.sh --dev
 	@$(call cmake,build-san,-DCMAKE_C_COMPILER=$(SAN_CC) -DCHI_SAN=address$(,)undefined)
 	@cmake --build build-san -j $(JOBS)
 	@scripts/run_tests.sh build-san

@@ -3,7 +3,7 @@
 # On Debian and its relatives missing packages are installed with apt (as root, or through sudo); on another system
 # the list is printed and the script ends with status 1.
 #   bootstrap.sh         what `make build`, `make test` and `make demo` need
-#   bootstrap.sh --dev   also what `make check` and `make fuzz` need
+#   bootstrap.sh --dev   also what `make check`, `make test-san` and `make fuzz` need
 #   bootstrap.sh --list  print the package names and stop
 set -eu
 
@@ -13,8 +13,9 @@ libs='jansson:libjansson-dev libpcre2-8:libpcre2-dev libutf8proc:libutf8proc-dev
   libpng:libpng-dev libwebp:libwebp-dev pangocairo:libpango1.0-dev cairo:libcairo2-dev sqlite3:libsqlite3-dev
   cmocka:libcmocka-dev'
 
+dev=
 case "${1:-}" in
-  --dev) tools="$tools $dev_tools" ;;
+  --dev) tools="$tools $dev_tools"; dev=1 ;;
   --list)
     for pair in $tools $libs; do echo "${pair#*:}"; done
     echo libc6-dev
@@ -32,6 +33,11 @@ missing() {
     echo '#include <stdio.h>' | cc -E -x c - >/dev/null 2>&1 || printf 'libc6-dev '
   else
     printf 'libc6-dev '
+  fi
+  # clang's sanitizers live in a package of their own, which carries clang's version in its name.
+  if [ -n "$dev" ] && ! echo 'int main(void) { return 0; }' | clang -x c - -fsanitize=address -o /dev/null 2>/dev/null; then
+    version=$(clang -dumpversion 2>/dev/null || echo 14)
+    printf 'libclang-rt-%s-dev ' "${version%%.*}"
   fi
   for pair in $libs; do
     pkg-config --exists "${pair%%:*}" >/dev/null 2>&1 || printf '%s ' "${pair#*:}"

@@ -11,6 +11,8 @@ export BUILD="$build"
 export TEST_LOG="$build/tests/log"
 export TEST_TIMEOUT="${TEST_TIMEOUT:-600}"
 export CHI_TEST_TMP="$build/tests/tmp"
+# Sanitizer builds only: leaks of libraries that are not ours.
+export LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0${LSAN_OPTIONS:+:$LSAN_OPTIONS}"
 rm -rf "$TEST_LOG" "$CHI_TEST_TMP"
 mkdir -p "$TEST_LOG" "$CHI_TEST_TMP" || exit 1
 
