@@ -1,12 +1,9 @@
 /* chiasm knockout: attention edges cut in windows of layers. */
 #include "analyze/knockout.h"
 
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "analyze/attribute.h"
 #include "analyze/plan_json.h"
+#include "analyze/select.h"
 #include "cli.h"
 #include "report/knockout_report.h"
 
@@ -40,18 +37,6 @@ static const cli_opt kOpts[] = {
      .doc = "write knockout.{json,csv}, p.{png,svg}, logp.{png,svg} there"},
     {0}};
 /* clang-format on */
-
-/* "5", or "20%" of the layers, at least one. */
-static int parse_window(int32_t *out, const char *text, int32_t layers, chi_err *err) {
-  char *end = NULL;
-  double x = strtod(text, &end);
-  bool share = end != text && *end == '%' && !end[1];
-  bool good = end != text && (share || !*end) && x > 0 && x <= (share ? 100 : 100000) && (share || x == floor(x));
-  if (!good) return cli_usage(err, "--window: '%s' is no number of layers, nor a share as 20%%", text);
-  if (share) x = floor(x / 100 * layers + 0.5);
-  *out = x < 1 ? 1 : (int32_t)x;
-  return 0;
-}
 
 static int dump(const chi_knockout *k, const char *image, const char *path, chi_err *err) {
   int rc = 0;
@@ -88,10 +73,11 @@ static int run(cli *c, void *v, chi_err *err) {
                          .target = -1,
                          .check = (int)a->check,
                          .mem = a->c.mem};
-  CHI_TRY(parse_window(&o.window, a->window, 1, err));
+  if (!chi_select_window(&o.window, a->window, 1))
+    return cli_usage(err, "--window: '%s' is no number of layers, nor a share as 20%%", a->window);
   cli_image_question(c, &image, &question);
   CHI_TRY(cli_open_model(&m, c, c->pos[0], err));
-  CHI_TRY(parse_window(&o.window, a->window, m->net.decoder.spec.layers, err));
+  chi_select_window(&o.window, a->window, m->net.decoder.spec.layers);
   CHI_TRY(cli_make_prompt(&p, c, m, image, question, false, err));
   if (a->answer) CHI_TRY(chi_answer_token(&o.target, &more, m, p, a->answer, "--answer", err));
   CHI_TRY(cli_provenance(&prov, c, m, p, image, err));

@@ -5,19 +5,20 @@
 #include <string.h>
 
 #include "analyze/plan_json.h"
+#include "analyze/select.h"
 #include "cli.h"
 #include "report/trace_report.h"
 
 typedef struct args {
   cli_common c;
-  const char *sites, *corrupt, *donor, *target, *target_text, *noise_ref, *noise_file, *out, *dump_plan;
-  int window_style, direction;
-  int64_t window, check, top;
+  const char *sites, *corrupt, *donor, *target, *target_text, *noise_ref, *noise_file, *out, *dump_plan, *window;
+  int window_style, direction, cells;
+  int64_t check, top;
   uint64_t seed;
   bool all_rows;
 } args;
 static const args kDefaults = {
-    .c = CLI_COMMON_DEFAULTS, .sites = "mlp,attn,hidden", .corrupt = "same-length", .window = 1, .top = 3};
+    .c = CLI_COMMON_DEFAULTS, .sites = "mlp,attn,hidden", .corrupt = "same-length", .window = "1", .top = 3};
 
 static const cli_opt kOpts[] = {
     {.name = "--sites",
@@ -27,11 +28,9 @@ static const cli_opt kOpts[] = {
      .doc = "what is put back: mlp, attn, hidden"},
     {.name = "--window",
      .arg = "W",
-     .kind = CLI_INT,
+     .kind = CLI_STR,
      CLI_AT(args, window),
-     .min = 1,
-     .max = 1000,
-     .doc = "layers in a window (not for hidden)"},
+     .doc = "layers in a window (not for hidden), or its share of the depth: 20%"},
     {.name = "--window-style",
      .arg = "rome|released",
      .kind = CLI_CHOICE,
@@ -72,6 +71,11 @@ static const cli_opt kOpts[] = {
      .kind = CLI_STR,
      CLI_AT(args, target_text),
      .doc = "also the joint log-probability of this whole answer"},
+    {.name = "--cells",
+     .arg = "token|span",
+     .kind = CLI_CHOICE,
+     CLI_AT(args, cells),
+     .doc = "the constraint's tokens one by one, or all of them put back together as one cell"},
     {.name = "--all-rows",
      .kind = CLI_FLAG,
      CLI_AT(args, all_rows),
@@ -163,7 +167,7 @@ static int run(cli *c, void *v, chi_err *err) {
   chi_str text = {0};
   json_t *j = NULL;
   chi_provenance prov;
-  chi_trace_opts o = {.window = (int)a->window,
+  chi_trace_opts o = {.span_cell = a->cells == 1,
                       .released_window = a->window_style == 1,
                       .noise_direction = a->direction == 1,
                       .donor = a->donor,
@@ -176,9 +180,14 @@ static int run(cli *c, void *v, chi_err *err) {
                                   .noise_ref = a->noise_ref,
                                   .noise_file = a->noise_file,
                                   .seed = a->seed}};
+  int32_t window;
+  if (!chi_select_window(&window, a->window, 1))
+    return cli_usage(err, "--window: '%s' is no number of layers, nor a share as 20%%", a->window);
   CHI_TRY(parse_sites(o.site, a->sites, err));
   cli_image_question(c, &image, &question);
   CHI_TRY(cli_open_model(&m, c, c->pos[0], err));
+  chi_select_window(&window, a->window, m->net.decoder.spec.layers);
+  o.window = window;
   CHI_TRY(cli_make_prompt(&p, c, m, image, question, true, err));
   if (a->target) CHI_TRY(parse_target(&o.target, m, p, a->target, err));
   CHI_TRY(cli_provenance(&prov, c, m, p, image, err));

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "analyze/select.h"
 #include "analyze/trace.h"
 #include "support/support.h"
 
@@ -292,12 +293,114 @@ static void test_target_text(void **state) {
   close_fixture(&f);
 }
 
+/* --cells span: one cell puts all the constraint's rows back; the other cells are those of the map by tokens. */
+typedef struct one_p {
+  int32_t target;
+  double p;
+} one_p;
+
+static int take_p(void *ud, int capture, int32_t i, const float *v, int64_t width) {
+  one_p *x = ud;
+  (void)capture, (void)i;
+  x->p = chi_metrics_of(v, width, x->target, -1, NULL).p;
+  return 0;
+}
+
+static void test_span_cell(void **state) {
+  (void)state;
+  fixture f;
+  open_fixture(&f, "tests/fixtures/tiny-gqa", "tests/fixtures/tiny-gqa/maps.safetensors");
+  chi_trace *t = NULL, *w = NULL;
+  chi_trace_opts o = CHI_TRACE_OPTS_INIT;
+  char words[256];
+  snprintf(words, sizeof words, "words:%s", chi_st_meta(f.st, "replace"));
+  o.corrupt.spec = words;
+  o.window = 2;
+  o.check = 5;
+  assert_works(chi_trace_run(&t, f.m, f.p, &o, err));
+  o.span_cell = true;
+  assert_works(chi_trace_run(&w, f.m, f.p, &o, err));
+  int32_t span = f.p->span_hi - f.p->span_lo, at = f.p->span_lo - t->rows[0], last = f.p->n_rows - 1;
+  assert_true(span > 1);
+  assert_int_equal(w->n_rows, t->n_rows - span + 1);
+  assert_int_equal(w->n_cell[at], span);
+  assert_int_equal(w->rows[at], f.p->span_lo);
+  assert_int_equal(w->checked, w->identical);
+  for (int s = 0; s < CHI_TRACE_SITES; s++)
+    for (int l = 0; l < t->n_layers; l++)
+      for (int r = 0; r < w->n_rows; r++) {
+        if (r == at) continue;
+        int other = r < at ? r : r + span - 1;
+        assert_int_equal(w->rows[r], t->rows[other]);
+        assert_true(chi_trace_at(w, 0, s, l, r)->p == chi_trace_at(t, 0, s, l, other)->p);
+      }
+  for (int l = 0; l < w->n_layers; l++) {
+    chi_plan *plan = NULL;
+    int clean, corrupt, cell;
+    int32_t rows[64];
+    chi_input in = chi_prompt_input(f.p);
+    one_p x = {.target = w->target};
+    for (int32_t i = 0; i < span; i++) rows[i] = f.p->span_lo + i;
+    chi_intervention bad = {.op = CHI_OP_TOKEN,
+                            .stack = CHI_DECODER,
+                            .site = CHI_SITE_EMBED,
+                            .rows = rows,
+                            .n_rows = span,
+                            .tokens = w->corruption.tokens};
+    assert_works(chi_plan_new(&plan, err));
+    assert_works(chi_plan_root(plan, &in, &clean, err));
+    assert_works(chi_plan_child(plan, clean, &corrupt, err));
+    assert_works(chi_plan_intervene(plan, corrupt, &bad, 0, err));
+    assert_works(chi_plan_child(plan, corrupt, &cell, err));
+    for (int32_t i = 0; i < span; i++) { /* one row at a time */
+      chi_intervention back = {.op = CHI_OP_COPY,
+                               .stack = CHI_DECODER,
+                               .site = CHI_SITE_MLP_OUT,
+                               .layer_lo = w->lo[CHI_TRACE_MLP * w->n_layers + l],
+                               .layer_hi = w->hi[CHI_TRACE_MLP * w->n_layers + l] + 1,
+                               .rows = rows + i,
+                               .n_rows = 1,
+                               .source = clean};
+      assert_works(chi_plan_intervene(plan, cell, &back, 0, err));
+    }
+    assert_works(chi_plan_capture(
+        plan,
+        &(chi_capture){
+            .branch = cell, .stack = CHI_DECODER, .site = CHI_SITE_LOGITS, .layer = -1, .rows = &last, .n_rows = 1},
+        NULL, err));
+    chi_run_opts ro = {.executor = CHI_EXEC_DENSE, .on_capture = take_p, .ud = &x};
+    assert_works(chi_run_plan(&f.m->net, plan, &ro, err));
+    assert_true(x.p == chi_trace_at(w, 0, CHI_TRACE_MLP, l, at)->p);
+    chi_plan_free(plan);
+  }
+  chi_trace_free(t);
+  chi_trace_free(w);
+  close_fixture(&f);
+}
+
+static void test_windows_by_share(void **state) {
+  (void)state;
+  static const struct {
+    const char *text;
+    int32_t layers, want;
+  } kGood[] = {{"1", 8, 1},  {"20%", 8, 2},    {"20%", 32, 6}, {"50%", 5, 3},
+               {"1%", 8, 1}, {"100%", 12, 12}, {"40", 8, 40}};
+  static const char *const kBad[] = {"", "0", "-1", "x", "3x", "2.5", "101%", "%", "5%%", "nan", "1e9"};
+  int32_t w = 0;
+  for (size_t i = 0; i < sizeof kGood / sizeof *kGood; i++) {
+    assert_true(chi_select_window(&w, kGood[i].text, kGood[i].layers));
+    assert_int_equal(w, kGood[i].want);
+  }
+  for (size_t i = 0; i < sizeof kBad / sizeof *kBad; i++) assert_false(chi_select_window(&w, kBad[i], 8));
+}
+
 int main(void) {
   chi_err err = {0};
   if (chi_cpu_init(NULL, &err)) return 1;
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_fixture_maps),   cmocka_unit_test(test_family_maps),
-                                     cmocka_unit_test(test_planted_maps),   cmocka_unit_test(test_planted_truth),
-                                     cmocka_unit_test(test_demo_maps_seen), cmocka_unit_test(test_demo_maps_named),
-                                     cmocka_unit_test(test_corruptions),    cmocka_unit_test(test_target_text)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_fixture_maps),     cmocka_unit_test(test_span_cell),
+                                     cmocka_unit_test(test_windows_by_share), cmocka_unit_test(test_family_maps),
+                                     cmocka_unit_test(test_planted_maps),     cmocka_unit_test(test_planted_truth),
+                                     cmocka_unit_test(test_demo_maps_seen),   cmocka_unit_test(test_demo_maps_named),
+                                     cmocka_unit_test(test_corruptions),      cmocka_unit_test(test_target_text)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 #include "analyze/select.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -85,6 +86,17 @@ int chi_select_rows(int32_t **out, int32_t *count, const char *text, const chi_p
   *out = list;
   *count = k;
   return 0;
+}
+
+bool chi_select_window(int32_t *out, const char *text, int32_t layers) {
+  char *end = NULL;
+  double x = strtod(text, &end);
+  bool share = end != text && *end == '%' && !end[1];
+  if (end == text || (!share && *end) || !(x > 0) || x > (share ? 100 : 100000) || (!share && x != floor(x)))
+    return false;
+  if (share) x = floor(x / 100 * layers + 0.5);
+  *out = x < 1 ? 1 : (int32_t)x;
+  return true;
 }
 
 bool chi_site_in_layer(const chi_shape *s, chi_stack stack, chi_site site, int layer) {

@@ -15,6 +15,9 @@ int chi_select_rows(int32_t **out, int32_t *count, const char *text, const chi_p
 /* One of the words above? */
 bool chi_select_is_word(const char *text);
 
+/* A window of layers: "5", or "20%" of the depth (rounded, 1 at least). false: neither. */
+bool chi_select_window(int32_t *out, const char *text, int32_t layers);
+
 /* Does the site exist in this layer? Not every layer has cross-attention. */
 bool chi_site_in_layer(const chi_shape *s, chi_stack stack, chi_site site, int layer);
 /* Values of one row that heads or columns [part_lo, part_hi) of a site cover (0, 0 = all of them). row and rows, the rows

@@ -117,13 +117,15 @@ static int add_cell(const chi_trace *t, cell_plan *cp, cell c, chi_err *err) {
   int from = c.source == CHI_TRACE_DONOR ? cp->donor : t->opts.noise_direction ? corrupt : cp->clean;
   if ((rc = chi_plan_child(cp->plan, t->opts.noise_direction ? cp->clean : corrupt, &branch, err)) != 0) return rc;
   int at = c.site * t->n_layers + c.layer;
+  int32_t rows[1024]; /* as many as a constraint may have */
+  for (int32_t i = 0; i < t->n_cell[c.row]; i++) rows[i] = t->rows[c.row] + i;
   chi_intervention iv = {.op = CHI_OP_COPY,
                          .stack = CHI_DECODER,
                          .site = kSite[c.site],
                          .layer_lo = t->lo[at],
                          .layer_hi = t->hi[at] + 1,
-                         .rows = &t->rows[c.row],
-                         .n_rows = 1,
+                         .rows = rows,
+                         .n_rows = t->n_cell[c.row],
                          .source = from};
   if ((rc = chi_plan_intervene(cp->plan, branch, &iv, 0, err)) != 0) return rc;
   return add_capture(cp, t, branch, c, err);
@@ -395,12 +397,18 @@ static int set_up(chi_trace *t, chi_err *err) {
     return chi_fail(err, CHI_ERR_ARG, "the constraint is %d tokens long; 1,024 are the limit", p->span_hi - p->span_lo);
   t->n_layers = t->model->net.decoder.spec.layers;
   int32_t first = o->all_rows || p->n_image == 0 ? 0 : p->image_row + p->n_image - 1;
-  t->n_rows = p->n_rows - first;
+  bool span = o->span_cell && p->span_hi > p->span_lo && p->span_lo >= first;
+  t->n_rows = p->n_rows - first - (span ? p->span_hi - p->span_lo - 1 : 0);
   t->rows = chi_arena_array(&t->arena, (size_t)t->n_rows, sizeof *t->rows, err);
+  t->n_cell = chi_arena_array(&t->arena, (size_t)t->n_rows, sizeof *t->n_cell, err);
   t->lo = chi_arena_array(&t->arena, (size_t)(CHI_TRACE_SITES * t->n_layers), sizeof *t->lo, err);
   t->hi = chi_arena_array(&t->arena, (size_t)(CHI_TRACE_SITES * t->n_layers), sizeof *t->hi, err);
-  CHI_TRY(t->rows && t->lo && t->hi ? 0 : CHI_ERR_MEMORY);
-  for (int32_t i = 0; i < t->n_rows; i++) t->rows[i] = first + i;
+  CHI_TRY(t->rows && t->n_cell && t->lo && t->hi ? 0 : CHI_ERR_MEMORY);
+  for (int32_t i = 0, r = first; i < t->n_rows; i++) {
+    t->rows[i] = r;
+    t->n_cell[i] = span && r == p->span_lo ? p->span_hi - p->span_lo : 1;
+    r += t->n_cell[i];
+  }
   set_windows(t);
   CHI_TRY(set_target(t, err));
   CHI_TRY(chi_corruption_make(&t->corruption, t->model, p, &o->corrupt, err));

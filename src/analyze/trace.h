@@ -27,6 +27,7 @@ typedef struct chi_trace_opts {
   const char *donor;       /* picture file, or NULL */
   int32_t target;          /* token id, -1 = the clean run's first answer token */
   const char *target_text; /* joint log-probability of this answer, or NULL */
+  bool span_cell;          /* the constraint's rows are put back together, as one cell */
   bool all_rows;           /* every row; else from the last picture row (row 0 without a picture) on */
   int check;               /* this many cells are run again by the dense executor and compared bit for bit */
   size_t mem;
@@ -44,7 +45,7 @@ typedef struct chi_trace {
   int32_t *target_ids, n_target, n_rows_total;
   int32_t target, counter;  /* target token; the corrupted run's top token */
   int32_t n_layers, n_rows; /* of the maps */
-  int32_t *rows;
+  int32_t *rows, *n_cell; /* [n_rows]: first row of each cell, and how many it has (1, or the constraint's) */
   int32_t *lo, *hi; /* [CHI_TRACE_SITES][n_layers]: layers [lo, hi] that a cell restores, inclusive */
   chi_metrics clean, corrupt, donor_run;
   chi_metrics *cell[CHI_TRACE_SOURCES][CHI_TRACE_SITES]; /* [n_layers][n_rows], NULL where not asked for */

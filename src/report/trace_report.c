@@ -15,6 +15,10 @@ static double effect(const chi_trace *t, int src, int site, int l, int r) {
 }
 
 static void row_token(const chi_trace *t, int r, char *buf, size_t cap) {
+  if (t->n_cell[r] > 1) { /* the whole constraint */
+    snprintf(buf, cap, "%s", t->prompt->constraint);
+    return;
+  }
   chi_token_text(t->model->tok, t->prompt->tokens[t->rows[r]], buf, cap);
 }
 
@@ -50,8 +54,10 @@ static json_t *rows_json(const chi_trace *t) {
   char buf[kToken];
   for (int r = 0; r < t->n_rows; r++) {
     row_token(t, r, buf, sizeof buf);
-    json_array_append_new(a, json_pack("{s:i,s:o,s:i,s:s}", "row", (int)t->rows[r], "token", chi_json_text(buf), "id",
-                                       (int)t->prompt->tokens[t->rows[r]], "role", row_role(t, r)));
+    json_t *o = json_pack("{s:i,s:o,s:i,s:s}", "row", (int)t->rows[r], "token", chi_json_text(buf), "id",
+                          (int)t->prompt->tokens[t->rows[r]], "role", row_role(t, r));
+    if (t->n_cell[r] > 1) json_object_set_new(o, "rows", json_integer(t->n_cell[r]));
+    json_array_append_new(a, o);
   }
   return a;
 }

@@ -38,3 +38,8 @@ fails 2 '--window' 'bad share' knockout "$tiny" "$picture" "$question" --window 
 fails 1 'FROM:TO' 'bad edges' knockout "$tiny" "$picture" "$question" --edges image
 fails 1 'nothing to cut' 'edges that look ahead' knockout "$tiny" "$picture" "$question" --edges last:image
 fails 1 'without a picture' 'nothing to cut by default' knockout tests/fixtures/tiny-llama 'What?'
+
+works 'a map with the span as one cell' trace "$tiny" "$picture" "$question" --corrupt noise:3s,samples=2 --cells span --window 50% --check 3 --json
+check 'its window is half of four layers' grep -q '"window": 2' "$T/out"
+check 'one cell of several rows' sh -c "[ \$(grep -c '\"rows\": [0-9]' '$T/out') = 1 ]"
+fails 2 '--window' 'no window' trace "$tiny" "$picture" "$question" --window 2.5
