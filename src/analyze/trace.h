@@ -45,8 +45,8 @@ typedef struct chi_trace {
   int32_t *target_ids, n_target, n_rows_total;
   int32_t target, counter;  /* target token; the corrupted run's top token */
   int32_t n_layers, n_rows; /* of the maps */
-  int32_t *rows, *n_cell; /* [n_rows]: first row of each cell, and how many it has (1, or the constraint's) */
-  int32_t *lo, *hi; /* [CHI_TRACE_SITES][n_layers]: layers [lo, hi] that a cell restores, inclusive */
+  int32_t *rows, *n_cell;   /* [n_rows]: first row of each cell, and how many it has (1, or the constraint's) */
+  int32_t *lo, *hi;         /* [CHI_TRACE_SITES][n_layers]: layers [lo, hi] that a cell restores, inclusive */
   chi_metrics clean, corrupt, donor_run;
   chi_metrics *cell[CHI_TRACE_SOURCES][CHI_TRACE_SITES]; /* [n_layers][n_rows], NULL where not asked for */
   int checked, identical;
