@@ -77,12 +77,13 @@ static int floats(const chi_binder *b, float **out, const chi_tensor *t, int64_t
   return chi_to_f32(*out, (const uint8_t *)t->data + chi_dtype_bytes(t->dtype, (size_t)at), t->dtype, (size_t)n, err);
 }
 
+enum { kAhead = 128 << 20 };
 /* The source leaves memory as soon as it is packed: what a load needs at most is the packed weights and one matrix. */
 static int pack(const chi_binder *b, chi_mat *out, const void *data, chi_dtype dtype, int64_t n, int64_t k,
                 chi_err *err) {
   if (!b->dry) {
     size_t bytes = chi_dtype_bytes(dtype, (size_t)(n * k));
-    chi_st_ahead(b->st, data, bytes);
+    chi_st_ahead(b->st, data, bytes + kAhead); /* the next matrix comes in while this one is packed */
     int rc = chi_mat_pack(out, data, dtype, n, k, k, b->m->net.compute, err);
     chi_st_drop(b->st, data, bytes);
     return rc;

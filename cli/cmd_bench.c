@@ -1,0 +1,141 @@
+/* chiasm bench: how fast this machine is, beside ceilings measured in the same run. */
+#include "eval/bench.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "cli.h"
+
+typedef struct args {
+  cli_common c;
+  int64_t runs, rows;
+} args;
+static const args kDefaults = {.c = CLI_COMMON_DEFAULTS};
+
+/* clang-format off */
+static const cli_opt kOpts[] = {
+    {.name = "--runs", .arg = "N", .kind = CLI_INT, CLI_AT(args, runs), .min = 0, .max = 1000,
+     .doc = "runs to take the median of; 0 is 21 for products and tokens, 5 for whole runs, 3 for loading"},
+    {.name = "--rows", .arg = "N", .kind = CLI_INT, CLI_AT(args, rows), .min = 0, .max = 1 << 20,
+     .doc = "rows of the prompt for prefill and decode; 0 is 600, or what the context holds"},
+    {0}};
+/* clang-format on */
+
+static double peak_gb(void) {
+  struct rusage u;
+  return getrusage(RUSAGE_SELF, &u) == 0 ? 1024e-9 * (double)u.ru_maxrss : 0;
+}
+
+static int print_bench(cli *c, const chi_bench *b, chi_err *err) {
+  static const char *const head[] = {"", "median", "runs", "rate", "unit", "limit", "share"};
+  int rc = 0;
+  chi_str s = {0};
+  chi_table *t = NULL;
+  json_t *j = NULL;
+  chi_provenance prov;
+  if (c->common->json) {
+    json_t *list = json_array();
+    CHI_TRY(cli_provenance(&prov, c, NULL, NULL, NULL, err));
+    CHI_TRY(chi_report_json(&j, "bench", &prov, err));
+    int bad = json_object_set_new(j, "threads", json_integer(chi_threads()));
+    bad |= json_object_set_new(j, "peak_memory_gb", json_real(peak_gb()));
+    bad |= json_object_set_new(j, "rows", list);
+    for (size_t i = 0; i < b->n; i++) {
+      const chi_bench_row *r = &b->row[i];
+      bad |= json_array_append_new(list, json_pack("{s:s,s:f,s:i,s:f,s:s,s:o}", "what", r->what, "median_seconds",
+                                                   r->seconds, "runs", r->runs, "rate", r->rate, "unit", r->unit,
+                                                   "limit", r->ceiling > 0 ? json_real(r->ceiling) : json_null()));
+    }
+    CHI_TRY(bad ? chi_fail(err, CHI_ERR_MEMORY, "no memory for the result") : 0);
+    CHI_TRY(cli_print_json(j, err));
+    goto out;
+  }
+  CHI_TRY(chi_table_new(&t, head, "lrrrlrr", err));
+  for (size_t i = 0; i < b->n; i++) {
+    const chi_bench_row *r = &b->row[i];
+    chi_table_cell(t, "%s", r->what);
+    chi_table_cell(t, r->seconds < 1 ? "%.2f ms" : "%.2f s", r->seconds < 1 ? 1e3 * r->seconds : r->seconds);
+    chi_table_cell(t, "%d", r->runs);
+    chi_table_cell(t, "%.1f", r->rate);
+    chi_table_cell(t, "%s", r->unit);
+    chi_table_cell(t, r->ceiling > 0 ? "%.1f" : "", r->ceiling);
+    chi_table_cell(t, r->ceiling > 0 ? "%.0f %%" : "", 100 * r->rate / (r->ceiling > 0 ? r->ceiling : 1));
+  }
+  CHI_TRY(chi_table_text(t, cli_width(), &s, err));
+  chi_str_addf(&s, "%s, %d threads, peak memory %.2f GB\n", chi_isa_name(chi_cpu_isa()), chi_threads(), peak_gb());
+  CHI_TRY(cli_print(&s, err));
+out:
+  json_decref(j);
+  chi_table_free(t);
+  chi_str_free(&s);
+  return rc;
+}
+
+static int set_machine(const cli *c, chi_err *err) {
+  const char *isa = c->common->isa ? c->common->isa : getenv("CHIASM_ISA");
+  chi_set_threads((int)c->common->threads);
+  return chi_cpu_init(isa && *isa ? isa : NULL, err);
+}
+
+static int run(cli *c, void *v, chi_err *err) {
+  const args *a = v;
+  int rc = 0;
+  static const char *const kinds[] = {"gemm", "load", "prefill", "decode", "trace"};
+  static const int most[] = {1, 2, 2, 2, 4}, least[] = {1, 2, 2, 2, 3};
+  int kind = 0;
+  char path[PATH_MAX];
+  chi_model *m = NULL;
+  chi_prompt *p = NULL;
+  chi_bench b = {.runs = (int)a->runs};
+  if (c->n_pos == 0) return cli_usage(err, "bench needs one of gemm, load, prefill, decode, trace");
+  while (kind < 5 && strcmp(c->pos[0], kinds[kind]) != 0) kind++;
+  if (kind == 5) return cli_usage(err, "no measurement '%s'; there are gemm, load, prefill, decode, trace", c->pos[0]);
+  if (c->n_pos < least[kind] || c->n_pos > most[kind])
+    return cli_usage(err, "bench %s takes %s", kinds[kind],
+                     kind == 0   ? "no more words"
+                     : kind == 4 ? "MODEL [IMAGE] QUESTION"
+                                 : "MODEL");
+  CHI_TRY(set_machine(c, err));
+  if (kind == 0) {
+    CHI_TRY(chi_bench_gemm(&b, err));
+  } else if (kind == 1) {
+    CHI_TRY(cli_model_path(path, sizeof path, c->pos[1], err));
+    CHI_TRY(chi_bench_load(&b, path, (chi_dtype_choice)c->common->dtype, err));
+  } else {
+    CHI_TRY(cli_open_model(&m, c, c->pos[1], err));
+    if (kind == 2) CHI_TRY(chi_bench_prefill(&b, m, (int32_t)a->rows, a->c.mem, err));
+    if (kind == 3) CHI_TRY(chi_bench_decode(&b, m, (int32_t)a->rows, a->c.mem, err));
+    if (kind == 4) {
+      CHI_TRY(cli_make_prompt(&p, c, m, c->n_pos > 3 ? c->pos[2] : NULL, c->pos[c->n_pos - 1], true, err));
+      CHI_TRY(chi_bench_trace(&b, m, p, a->c.mem, err));
+    }
+  }
+  CHI_TRY(print_bench(c, &b, err));
+out:
+  chi_prompt_free(p);
+  chi_model_free(m);
+  chi_bench_free(&b);
+  return rc;
+}
+
+const cli_command cmd_bench = {
+    .name = "bench",
+    .usage = "[WHAT] [MODEL] [IMAGE] [QUESTION]",
+    .model = true,
+    .opts = kOpts,
+    .args_size = sizeof(args),
+    .defaults = &kDefaults,
+    .run = run,
+    .text =
+        "WHAT is gemm (products of a 7B decoder's sizes, no model), load MODEL, prefill MODEL, decode MODEL\n"
+        "(prompts of --rows tokens without a meaning, with a picture where the model takes one), or\n"
+        "trace MODEL [IMAGE] QUESTION (a whole causal map, noise on the bracketed words). Each figure is a\n"
+        "median. The limit beside it was measured in the same run: independent multiply-adds in registers,\n"
+        "or reading 512 MB of memory; for a product the lower of the two. Weights of products change from\n"
+        "run to run and are 512 MB together, so that no cache holds them.",
+    .examples =
+        "chiasm bench gemm\nchiasm bench prefill demo --json\n"
+        "chiasm bench trace demo models/demo/samples/peru.png \"What is the capital of [this country]?\"",
+};
