@@ -142,11 +142,16 @@ static void test_fixture_maps(void **state) {
   all_maps("tests/fixtures/tiny-blip2", "tests/fixtures/tiny-blip2/maps.safetensors", 20);
 }
 
-static void test_family_maps(void **state) { /* parallel blocks; learned positions; a SigLIP tower */
+static void test_family_maps(void **state) { /* one checkpoint of every other family: tools/ref/tiny_maps.py */
   (void)state;
-  all_maps("tests/fixtures/tiny-phi", "tests/fixtures/tiny-phi/maps.safetensors", 3);
-  all_maps("tests/fixtures/tiny-gpt2", "tests/fixtures/tiny-gpt2/maps.safetensors", 3);
-  all_maps("tests/fixtures/tiny-bunny", "tests/fixtures/tiny-bunny/maps.safetensors", 3);
+  static const char *const kName[] = {"bunny",    "gpt2",    "liuhaotian", "llama", "llava-mistral", "llava-qwen2",
+                                      "minigpt4", "mistral", "opt",        "phi",   "qwen2"};
+  char model[128], maps[256];
+  for (size_t i = 0; i < sizeof kName / sizeof *kName; i++) {
+    snprintf(model, sizeof model, "tests/fixtures/tiny-%s", kName[i]);
+    snprintf(maps, sizeof maps, "%s/maps.safetensors", model);
+    all_maps(model, maps, 3);
+  }
 }
 
 static void test_planted_maps(void **state) {
