@@ -107,7 +107,7 @@ out:
 }
 
 /* ---- layers and heads ------------------------------------------------------------------------------------ */
-/* What one product with the head takes: of each of n layers the heads' outputs, attention and MLP; then two states each. */
+/* What one product with the head takes: of n layers the heads, attention and MLP; then two states of each. */
 typedef struct layers_job {
   int lo, n;
   int64_t w; /* vectors of a layer */
