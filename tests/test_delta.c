@@ -188,7 +188,7 @@ static void test_merge(void **state) {
   chi_model_free(m);
 }
 
-/* Exported in f32 and opened again: the weights have the bits of the delta in memory. Families with matrices of their own,
+/* Exported in f32 and opened again: the weights have the bits of the delta in memory. Families with plain matrices,
  * fused ones (GPT-2 stores q, k, v side by side and transposed) and biases. */
 static void test_export(void **state) {
   (void)state;

@@ -1,7 +1,8 @@
-/* Editing: each method's formula against an independent solution, what it does on models, and what it must leave alone. */
+/* Editing: the formula of each method against an independent solution, what it does on models, what it leaves alone. */
 #include "edit/edit.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -231,7 +232,7 @@ static void test_rome_with_a_second_moment(void **state) {
   close_ask(&a);
 }
 
-/* One layer, one request, identity: MEMIT is MultEdit, where the value is the same one. Their norms differ (hidden state,
+/* One layer, one request, identity: MEMIT is MultEdit, where the value is the same. Their norms differ (hidden state,
  * MLP output), so the clamp and decay that use them are off, and the rate is a number. */
 static void test_memit_of_one_is_multedit(void **state) {
   (void)state;
@@ -378,6 +379,51 @@ static void test_fine_tuning(void **state) {
   close_ask(&a);
 }
 
+/* tools/ref/edit_ref.py: the same edits by autograd, torch's Adam and a hook. */
+static void test_torch_reference(void **state) {
+  (void)state;
+  json_t *list = NULL, *x;
+  size_t i;
+  assert_works(chi_json_load(&list, "tests/fixtures/edit/multedit.json", 1 << 20, err));
+  assert_true(json_array_size(list) >= 6);
+  json_array_foreach(list, i, x) {
+    ask a = {0};
+    char image[256];
+    const char *picture = json_string_value(json_object_get(x, "picture"));
+    snprintf(image, sizeof image, DEMO "/%s", picture ? picture : "");
+    assert_works(chi_model_open(&a.m, DEMO, CHI_DTYPE_F32, err));
+    chi_prompt_opts o = {.image = picture ? image : NULL,
+                         .question = json_string_value(json_object_get(x, "question"))};
+    assert_works(chi_prompt_make(&a.p, a.m, &o, err));
+    assert_works(chi_target_tokens(&a.target, &a.n, a.m, a.p, json_string_value(json_object_get(x, "target")), err));
+    a.row = (int32_t)json_integer_value(json_object_get(x, "row"));
+    int layer = (int)json_integer_value(json_object_get(x, "layer"));
+    chi_hyper h = preset("multedit", NULL)->hyper;
+    h.steps = (double)json_integer_value(json_object_get(x, "steps"));
+    h.lr = json_number_value(json_object_get(x, "lr")), h.lr_share = false;
+    h.clamp = json_number_value(json_object_get(x, "clamp"));
+    h.lambda = json_number_value(json_object_get(x, "lambda_share")), h.lambda_share = true;
+    h.stop = 0, h.decay = 1e-3;
+    chi_edit_info info;
+    double before = measure(&a);
+    chi_delta *d = edit(&a, "multedit", layer, layer, &h, &info);
+    chi_undo undo = {0};
+    assert_works(chi_delta_apply(d, a.m, &undo, err));
+    double after = measure(&a), want = json_number_value(json_object_get(x, "p_after")),
+           norm = json_number_value(json_object_get(x, "delta_norm"));
+    chi_delta_undo(&undo);
+    print_message("%s%s, layer %d: %.6f, torch %.6f; |delta| %.4f, torch %.4f\n", o.question,
+                  json_string_value(json_object_get(x, "target")), layer, after, want, info.delta_norm, norm);
+    assert_true(fabs(before - json_number_value(json_object_get(x, "p_before"))) <= 1e-4);
+    assert_true(fabs(after - want) <= 0.02);
+    assert_true(fabs(info.delta_norm / norm - 1) <= 0.01);
+    assert_true(fabs(info.kk / json_number_value(json_object_get(x, "kk")) - 1) <= 1e-3);
+    chi_delta_free(d);
+    close_ask(&a);
+  }
+  json_decref(list);
+}
+
 static int fails_text(const ask *a, const chi_edit_opts *o, const chi_request *r, chi_err *err) {
   chi_delta *d = NULL;
   int rc = chi_edit_run(&d, NULL, a->m, r, 1, o, err);
@@ -434,6 +480,7 @@ int main(void) {
       cmocka_unit_test(test_demo_fact),
       cmocka_unit_test(test_several_tokens),
       cmocka_unit_test(test_fine_tuning),
+      cmocka_unit_test(test_torch_reference),
       cmocka_unit_test(test_refusals),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
