@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "analyze/attribute.h"
 #include "analyze/plan_json.h"
 #include "analyze/select.h"
 #include "cli.h"
@@ -125,41 +126,12 @@ static int parse_sites(bool site[CHI_TRACE_SITES], const char *list, chi_err *er
   return any ? 0 : cli_usage(err, "--sites names nothing");
 }
 
-/* "Lima", " Lima" or "#123"; text is taken as it stands behind the prompt. */
-static int parse_target(int32_t *out, const chi_model *m, const chi_prompt *p, const char *text, chi_err *err) {
-  int rc = 0;
-  chi_tokens a = {0}, b = {0};
-  chi_str s = {0};
-  char *end = NULL;
-  if (text[0] == '#') {
-    long id = strtol(text + 1, &end, 10);
-    if (!*end && text[1] && id >= 0 && id < m->net.decoder.vocab) {
-      *out = (int32_t)id;
-      return 0;
-    }
-    return chi_fail(err, CHI_ERR_ARG, "--target: '%s' is no token id below %d", text, m->net.decoder.vocab);
-  }
-  chi_str_add(&s, p->text);
-  if (text[0] != ' ') chi_str_add(&s, " ");
-  chi_str_add(&s, text);
-  CHI_TRY(chi_encode(m->tok, p->text, strlen(p->text), true, &a, err));
-  CHI_TRY(chi_encode(m->tok, s.s, s.len, true, &b, err));
-  if (b.n <= a.n || memcmp(a.id, b.id, a.n * sizeof *a.id) != 0)
-    rc = chi_fail(err, CHI_ERR_ARG, "--target: '%s' has no token of its own behind this prompt", text);
-  else
-    *out = b.id[a.n];
-out:
-  chi_tokens_free(&a);
-  chi_tokens_free(&b);
-  chi_str_free(&s);
-  return rc;
-}
-
 static int dump_plan(const chi_trace *t, const char *image, const char *donor, const char *path, chi_err *err);
 
 static int run(cli *c, void *v, chi_err *err) {
   args *a = v;
   int rc = 0;
+  bool more = false;
   const char *image, *question;
   chi_model *m = NULL;
   chi_prompt *p = NULL;
@@ -189,7 +161,7 @@ static int run(cli *c, void *v, chi_err *err) {
   chi_select_window(&window, a->window, m->net.decoder.spec.layers);
   o.window = window;
   CHI_TRY(cli_make_prompt(&p, c, m, image, question, true, err));
-  if (a->target) CHI_TRY(parse_target(&o.target, m, p, a->target, err));
+  if (a->target) CHI_TRY(chi_answer_token(&o.target, &more, m, p, a->target, "--target", err)); /* its first token */
   CHI_TRY(cli_provenance(&prov, c, m, p, image, err));
   prov.has_seed = true;
   prov.seed = a->seed;

@@ -1,5 +1,5 @@
-/* Every family: random plans over every tests/fixtures/tiny-* checkpoint and the tiny GGUF models, with interventions in
- * every stack that the model has. The sweep must give the dense executor's bits, in f32 and in bf16. */
+/* Every family: random plans over every tests/fixtures/tiny-* checkpoint and the tiny GGUF models, with interventions
+ * in every stack that the model has. The sweep must give the dense executor's bits, in f32 and in bf16. */
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>

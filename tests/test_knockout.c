@@ -1,5 +1,5 @@
-/* Attention knock-out: edges are those asked for, controls are as many others, and the identities that cutting must hold,
- * bit for bit. */
+/* Attention knock-out: edges are those asked for, controls are as many others, and the identities that cutting must
+ * hold, bit for bit. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>

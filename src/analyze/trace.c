@@ -20,7 +20,8 @@ typedef struct cell_plan {
   int clean, donor, *corrupt; /* branches; corrupt[n samples] */
 } cell_plan;
 
-/* Rows of logits that wait until there are enough for all threads: what is made of a row costs two exponentials a word. */
+/* Rows of logits that wait until there are enough for all threads: what is made of a row costs two exponentials a
+ * word. */
 enum { kBatch = 16 };
 typedef struct waiting {
   int capture;

@@ -459,7 +459,8 @@ out:
   return rc;
 }
 
-/* Tables are made branch by branch, parents first; blocks are filled many at a time, before a child copies from them. */
+/* Tables are made branch by branch, parents first; blocks are filled many at a time, before a child copies from
+ * them. */
 static int fill_blocks(chi_layers *L, int layer) {
   int rc = 0;
   size_t n = L->x->plan->n_branches;
