@@ -60,8 +60,13 @@ static int print_bench(cli *c, const chi_bench *b, chi_err *err) {
     chi_table_cell(t, "%d", r->runs);
     chi_table_cell(t, "%.1f", r->rate);
     chi_table_cell(t, "%s", r->unit);
-    chi_table_cell(t, r->ceiling > 0 ? "%.1f" : "", r->ceiling);
-    chi_table_cell(t, r->ceiling > 0 ? "%.0f %%" : "", 100 * r->rate / (r->ceiling > 0 ? r->ceiling : 1));
+    if (r->ceiling > 0) {
+      chi_table_cell(t, "%.1f", r->ceiling);
+      chi_table_cell(t, "%.0f %%", 100 * r->rate / r->ceiling);
+    } else {
+      chi_table_cell(t, "%s", "");
+      chi_table_cell(t, "%s", "");
+    }
   }
   CHI_TRY(chi_table_text(t, cli_width(), &s, err));
   chi_str_addf(&s, "%s, %d threads, peak memory %.2f GB\n", chi_isa_name(chi_cpu_isa()), chi_threads(), peak_gb());

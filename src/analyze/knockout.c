@@ -78,17 +78,18 @@ out:
 }
 
 /* Selection sampling: each edge is taken with the chance that makes every choice of `need` edges equally likely. */
-int chi_edges_random(chi_edges *out, chi_arena *a, const chi_edges * not, int32_t n_rows, int32_t first_row,
+int chi_edges_random(chi_edges *out, chi_arena *a, const chi_edges *taken, int32_t n_rows, int32_t first_row,
                      uint64_t seed, uint32_t stream, chi_err *err) {
   int rc = 0;
-  int64_t left = 0, need = not ->n;
+  int64_t left = 0, need = taken->n;
   uint8_t *cut = NULL;
   CHI_TRY(check_rows(n_rows, err));
-  out->name = not ->name;
+  out->name = taken->name;
   cut = chi_calloc((size_t)n_rows * (size_t)n_rows, 1, err);
   CHI_TRY(cut ? 0 : CHI_ERR_MEMORY);
-  for (int32_t r = 0; r < not ->n_runs; r++)
-    memset(cut + (int64_t) not ->run[r].row * n_rows + not ->run[r].lo, 2, (size_t)(not ->run[r].hi - not ->run[r].lo));
+  for (int32_t r = 0; r < taken->n_runs; r++)
+    memset(cut + (int64_t)taken->run[r].row * n_rows + taken->run[r].lo, 2,
+           (size_t)(taken->run[r].hi - taken->run[r].lo));
   for (int32_t i = first_row; i < n_rows; i++)
     for (int32_t j = 0; j < i; j++) left += cut[(int64_t)i * n_rows + j] == 0;
   if (need > left) need = left;

@@ -67,8 +67,8 @@ int chi_knockout_plan(chi_plan **out, const char *const **names, const chi_knock
 
 /* One set by its text; lives in the arena. A set without a single edge is refused. */
 int chi_edges_parse(chi_edges *out, chi_arena *a, const char *text, const chi_prompt *p, chi_err *err);
-/* n random edges (or all there are) into rows >= first_row, outside `not`: the same for the same seed and stream. */
-int chi_edges_random(chi_edges *out, chi_arena *a, const chi_edges * not, int32_t n_rows, int32_t first_row,
+/* n random edges (or all there are) into rows >= first_row, outside `taken`: the same for the same seed and stream. */
+int chi_edges_random(chi_edges *out, chi_arena *a, const chi_edges *taken, int32_t n_rows, int32_t first_row,
                      uint64_t seed, uint32_t stream, chi_err *err);
 /* Cuts the edges in a branch, layers [lo, hi). */
 int chi_edges_cut(chi_plan *plan, int branch, const chi_edges *e, int32_t lo, int32_t hi, chi_err *err);

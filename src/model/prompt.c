@@ -38,11 +38,11 @@ static int encode_part(chi_tokens *t, const chi_model *m, const char *text, size
 /* A token that stands for the picture. */
 static int push_picture(chi_tokens *t, int32_t id, size_t begin, size_t end, chi_err *err) {
   int rc = 0;
-  size_t a = t->cap, b = t->cap, c = t->cap;
-  CHI_TRY(chi_grow((void **)&t->id, &a, t->n + 1, sizeof *t->id, err));
-  CHI_TRY(chi_grow((void **)&t->begin, &b, t->n + 1, sizeof *t->begin, err));
-  CHI_TRY(chi_grow((void **)&t->end, &c, t->n + 1, sizeof *t->end, err));
-  t->cap = a;
+  size_t cap[3] = {t->cap, t->cap, t->cap};
+  CHI_TRY(chi_grow((void **)&t->id, &cap[0], t->n + 1, sizeof *t->id, err));
+  CHI_TRY(chi_grow((void **)&t->begin, &cap[1], t->n + 1, sizeof *t->begin, err));
+  CHI_TRY(chi_grow((void **)&t->end, &cap[2], t->n + 1, sizeof *t->end, err));
+  t->cap = cap[0];
   t->id[t->n] = id;
   t->begin[t->n] = (int32_t)begin;
   t->end[t->n++] = (int32_t)end;

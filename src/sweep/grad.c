@@ -635,7 +635,7 @@ void chi_loss_nll(void *ud, int32_t i, const float *logits, float *dlogits, int6
   for (int64_t k = 0; k < vocab; k++)
     if ((double)logits[k] > max) max = (double)logits[k];
   for (int64_t k = 0; k < vocab; k++) sum += exp((double)logits[k] - max);
-  double lse = max + log(sum);
+  double lse = max + chi_log64(sum);
   for (int64_t k = 0; k < vocab; k++) dlogits[k] = (float)(w * exp((double)logits[k] - lse));
   dlogits[n->token[i]] -= (float)w;
   *loss += w * (lse - (double)logits[n->token[i]]);
