@@ -36,28 +36,10 @@ static int tower_config(chi_model *m, const json_t *c, const char *where, chi_er
   post_eps = eps;
   CHI_TRY(chi_json_f64_opt(&post_eps, c, "post_layernorm_eps", where, err)); /* LAVIS' own is not the blocks' */
   CHI_TRY(chi_config_want(c, "qkv_bias", true, true, where, err));
-  if (d % heads != 0)
-    return chi_fail(err, CHI_ERR_FORMAT, "%s: hidden_size %lld is not a multiple of %lld heads", where, (long long)d,
-                    (long long)heads);
-  if (patch > image)
-    return chi_fail(err, CHI_ERR_FORMAT, "%s: patch_size %lld is larger than image_size %lld", where, (long long)patch,
-                    (long long)image);
-  v->spec = (chi_block_spec){.layers = (int32_t)layers,
-                             .d = (int32_t)d,
-                             .heads = (int32_t)heads,
-                             .kv_heads = (int32_t)heads,
-                             .head_dim = (int32_t)(d / heads),
-                             .ffn = (int32_t)ffn,
-                             .norm = CHI_NORM_LAYER,
-                             .eps = (float)eps};
-  v->spec.attn_scale = (float)chi_pow64((double)(d / heads), -0.5);
+  CHI_TRY(chi_vit_shape(v, &(chi_vit_size){d, ffn, layers, heads, image, patch, eps, true}, where, err));
   CHI_TRY(chi_config_act(&v->spec.act, c, "hidden_act", "gelu", where, err));
   v->post_eps = (float)post_eps;
-  v->image_h = v->image_w = (int32_t)image;
-  v->patch = (int32_t)patch;
-  v->grid_h = v->grid_w = (int32_t)(image / patch);
-  v->has_cls = m->any_size = true;
-  v->rows = v->grid_h * v->grid_w + 1;
+  m->any_size = true;
   v->n_features = 1; /* the Q-Former reads all rows of the last layer */
   v->feature[0] = (int32_t)layers;
 out:

@@ -104,6 +104,14 @@ int chi_blip2_weights(chi_model *m, chi_binder *b, const char *projection, chi_e
 /* Towers: CLIP ("clip_vision_model") and SigLIP ("siglip_vision_model") by vision_config's model_type. Feature layers are
  * set apart (chi_vit_features): only the layers that they need are run. */
 int chi_vit_config(chi_model *m, const json_t *vision, const char *where, chi_err *err);
+/* Block spec, grid and rows of any tower of square patches, from numbers that were read; refuses those that do not fit
+ * together. The activation and what is special about the tower are the caller's. */
+typedef struct chi_vit_size {
+  int64_t d, ffn, layers, heads, image, patch;
+  double eps;
+  bool cls; /* a class row before the patches */
+} chi_vit_size;
+int chi_vit_shape(chi_vision *v, const chi_vit_size *n, const char *where, chi_err *err);
 int chi_vit_features(chi_model *m, const json_t *config, const char *key, chi_err *err);
 int chi_vit_weights(chi_model *m, chi_binder *b, const char *base, chi_err *err);
 

@@ -200,7 +200,9 @@ int chi_model_open_with(chi_model **out, const char *path, const char *mmproj, c
   if (dtype == CHI_DTYPE_AUTO && big)
     chi_log(CHI_LOG_INFO, "computing in bf16 (%.1f billion parameters); --dtype f32 is exact and slower%s",
             (double)params / 1e9,
-            m->stored == CHI_F16 ? "; the checkpoint is f16, probabilities may differ in the third digit" : "");
+            m->stored == CHI_F16
+                ? "; the checkpoint is f16, so compare p with --dtype f32 before small differences are read"
+                : "");
 out:
   chi_free(b.used);
   json_decref(config);

@@ -4,6 +4,30 @@
 
 #include "model/family.h"
 
+int chi_vit_shape(chi_vision *v, const chi_vit_size *n, const char *where, chi_err *err) {
+  if (n->d % n->heads != 0)
+    return chi_fail(err, CHI_ERR_FORMAT, "%s: hidden_size %lld is not a multiple of %lld heads", where, (long long)n->d,
+                    (long long)n->heads);
+  if (n->patch > n->image)
+    return chi_fail(err, CHI_ERR_FORMAT, "%s: patch_size %lld is larger than image_size %lld", where,
+                    (long long)n->patch, (long long)n->image);
+  v->spec = (chi_block_spec){.layers = (int32_t)n->layers,
+                             .d = (int32_t)n->d,
+                             .heads = (int32_t)n->heads,
+                             .kv_heads = (int32_t)n->heads,
+                             .head_dim = (int32_t)(n->d / n->heads),
+                             .ffn = (int32_t)n->ffn,
+                             .norm = CHI_NORM_LAYER,
+                             .eps = (float)n->eps};
+  v->spec.attn_scale = (float)chi_pow64((double)(n->d / n->heads), -0.5);
+  v->image_h = v->image_w = (int32_t)n->image;
+  v->patch = (int32_t)n->patch;
+  v->grid_h = v->grid_w = (int32_t)(n->image / n->patch);
+  v->has_cls = n->cls;
+  v->rows = v->grid_h * v->grid_w + (n->cls ? 1 : 0);
+  return 0;
+}
+
 int chi_vit_config(chi_model *m, const json_t *c, const char *where, chi_err *err) {
   int rc = 0;
   const char *type = NULL;
@@ -23,27 +47,8 @@ int chi_vit_config(chi_model *m, const json_t *c, const char *where, chi_err *er
   CHI_TRY(chi_json_i64_opt(&patch, c, "patch_size", 1, 4096, where, err));
   CHI_TRY(chi_json_i64_opt(&chans, c, "num_channels", 3, 3, where, err));
   CHI_TRY(chi_json_f64_opt(&eps, c, "layer_norm_eps", where, err));
-  if (d % heads != 0)
-    return chi_fail(err, CHI_ERR_FORMAT, "%s: hidden_size %lld is not a multiple of %lld heads", where, (long long)d,
-                    (long long)heads);
-  if (patch > image)
-    return chi_fail(err, CHI_ERR_FORMAT, "%s: patch_size %lld is larger than image_size %lld", where, (long long)patch,
-                    (long long)image);
-  v->spec = (chi_block_spec){.layers = (int32_t)layers,
-                             .d = (int32_t)d,
-                             .heads = (int32_t)heads,
-                             .kv_heads = (int32_t)heads,
-                             .head_dim = (int32_t)(d / heads),
-                             .ffn = (int32_t)ffn,
-                             .norm = CHI_NORM_LAYER,
-                             .eps = (float)eps};
-  v->spec.attn_scale = (float)chi_pow64((double)(d / heads), -0.5);
+  CHI_TRY(chi_vit_shape(v, &(chi_vit_size){d, ffn, layers, heads, image, patch, eps, clip}, where, err));
   CHI_TRY(chi_config_act(&v->spec.act, c, "hidden_act", clip ? "quick_gelu" : "gelu_pytorch_tanh", where, err));
-  v->image_h = v->image_w = (int32_t)image;
-  v->patch = (int32_t)patch;
-  v->grid_h = v->grid_w = (int32_t)(image / patch);
-  v->has_cls = clip;
-  v->rows = v->grid_h * v->grid_w + (clip ? 1 : 0);
 out:
   return rc;
 }
