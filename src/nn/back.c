@@ -183,3 +183,27 @@ void chi_attention_back(const float *q, const float *k, const float *v, const fl
                         float *dk, float *dv, int64_t m, int64_t T, int heads, int kv_heads, int hd, float scale) {
   chi_parallel_for(kv_heads, attn_head, &(attn_job){q, k, v, p, dout, dq, dk, dv, m, T, heads, kv_heads, hd, scale});
 }
+
+typedef struct pattern_job {
+  const float *v, *p, *dout;
+  float *dp;
+  int64_t m, T;
+  int heads, kv_heads, hd;
+} pattern_job;
+
+static void pattern_row(void *ud, int64_t k) {
+  const pattern_job *j = ud;
+  int64_t h = k / j->m, i = k % j->m, g = h / (j->heads / j->kv_heads);
+  const float *o = j->dout + (i * j->heads + h) * j->hd;
+  for (int64_t t = 0; t < j->T; t++) {
+    const float *v = j->v + (t * j->kv_heads + g) * j->hd;
+    float dp = 0;
+    for (int c = 0; c < j->hd; c++) dp += o[c] * v[c];
+    j->dp[k * j->T + t] = j->p[k * j->T + t] == 0.0f ? 0.0f : dp;
+  }
+}
+
+void chi_pattern_back(const float *v, const float *p, const float *dout, float *dp, int64_t m, int64_t T, int heads,
+                      int kv_heads, int hd) {
+  chi_parallel_for(heads * m, pattern_row, &(pattern_job){v, p, dout, dp, m, T, heads, kv_heads, hd});
+}

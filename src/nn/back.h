@@ -19,5 +19,7 @@ void chi_weight_back(float *dw, const float *x, const float *dy, int64_t m, int6
  * forward pass (k, v: all T rows). Sets dq [m][heads*hd]; adds to dk, dv [T][kv_heads*hd]. */
 void chi_attention_back(const float *q, const float *k, const float *v, const float *p, const float *dout, float *dq, float *dk, float *dv, int64_t m,
                         int64_t T, int heads, int kv_heads, int hd, float scale);
+/* The gradient with respect to the weights themselves: dp [heads][m][T] = dout . v, 0 where p is 0. */
+void chi_pattern_back(const float *v, const float *p, const float *dout, float *dp, int64_t m, int64_t T, int heads, int kv_heads, int hd);
 
 #endif

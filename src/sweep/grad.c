@@ -304,6 +304,15 @@ out:
   return rc;
 }
 
+static int give_pattern(const tape *t, const chi_grad_step *st, int layer, const float *dmix, chi_err *err) {
+  float *dp = chi_calloc((size_t)t->s->heads * (size_t)t->m * (size_t)t->T, sizeof *dp, err);
+  if (!dp) return CHI_ERR_MEMORY;
+  chi_pattern_back(t->vl, t->p, dmix, dp, t->m, t->T, t->s->heads, t->s->kv_heads, t->s->head_dim);
+  st->on_pattern(st->pattern_ud, t->stack, layer, t->p, dp, t->m, t->T);
+  chi_free(dp);
+  return 0;
+}
+
 static int attention_back(tape *t, const chi_grad_step *st, int layer, const float *x, scratch *z, chi_err *err) {
   int rc = 0;
   const chi_block_spec *s = t->s;
@@ -313,6 +322,7 @@ static int attention_back(tape *t, const chi_grad_step *st, int layer, const flo
   give_weight(t, st, layer, CHI_W_O, t->mix, z->dattn, t->D, t->nq);
   CHI_TRY(chi_gemm_t(&w->o.w, z->dattn, t->D, z->dmix, t->nq, m, err));
   pass(t, st, CHI_SITE_HEAD_OUT, layer, z->dmix, t->nq);
+  if (st->on_pattern) CHI_TRY(give_pattern(t, st, layer, z->dmix, err));
   memset(z->dk, 0, kv);
   memset(z->dv, 0, kv);
   chi_attention_back(t->q, t->kl, t->vl, t->p, z->dmix, z->dq, z->dk, z->dv, m, t->T, s->heads, s->kv_heads,

@@ -22,7 +22,7 @@ typedef struct chi_grad_site {
   int layer;          /* -1 where the site is not per layer */
   const int32_t *rows;
   int32_t n_rows;
-  float *out;         /* [n_rows][width]: set. pattern is not given */
+  float *out;         /* [n_rows][width]: set. pattern: see on_pattern */
 } chi_grad_site;
 
 typedef struct chi_grad_weight {
@@ -47,6 +47,11 @@ typedef struct chi_grad_step {
   const chi_grad_weight *weights;
   int32_t n_weights;
   bool forward_only;  /* loss alone */
+  /* NULL, or sees every layer's attention on the way back, last layer first: weights p and d loss / d p, both
+   * [heads][m][T] for the m query rows that the session computes (the last one is row T - 1); dp is 0 where p is.
+   * Borrowed for the call. */
+  void (*on_pattern)(void *ud, chi_stack stack, int layer, const float *p, const float *dp, int32_t m, int32_t T);
+  void *pattern_ud;
 } chi_grad_step;
 
 typedef struct chi_grad chi_grad;
