@@ -87,6 +87,7 @@ typedef struct chi_prompt_opts {
   const char *tmpl;     /* template name; NULL = the family's */
   bool raw;             /* question is the whole prompt text, with `<image>` where the picture goes */
   bool need_constraint;
+  bool no_pixels; /* rows for a picture without reading its file: the caller has the pixels already */
 } chi_prompt_opts;
 int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts *o, chi_err *err);
 /* The same prompt with the constraint's words replaced (other token count allowed). */

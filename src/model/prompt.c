@@ -195,7 +195,7 @@ int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts 
     CHI_TRY((p->constraint = dup_n(p->text + p->words_at, p->words_len, err)) ? 0 : CHI_ERR_MEMORY);
   }
   CHI_TRY(make_rows(p, m, q0, q0 + strlen(plain), o->image != NULL, err));
-  if (o->image) CHI_TRY(chi_prompt_picture(p, m, o->image, err));
+  if (o->image && !o->no_pixels) CHI_TRY(chi_prompt_picture(p, m, o->image, err));
 out:
   chi_free(plain);
   chi_free(spans);
