@@ -23,7 +23,7 @@ const cli_opt kCliCommonOpts[] = {
      .kind = CLI_STR,
      .arg = "NAME",
      CLI_AT(cli_common, isa),
-     .doc = "instruction set: portable, avx2, avx512 (also CHIASM_ISA); the best there is if not given. Never changes "
+     .doc = "instruction set: portable, avx2, avx512, avx512-bf16, amx (also CHIASM_ISA); the best there is if not given. Never changes "
             "a result"},
     {.name = "--mmproj",
      .kind = CLI_STR,

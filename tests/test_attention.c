@@ -11,7 +11,7 @@
 
 #include "kernel/kernel.h"
 
-static const char *const isas[] = {"portable", "avx2", "avx512"};
+static const char *const isas[] = {"portable", "avx2", "avx512", "avx512-bf16", "amx"};
 static const int widths[] = {1, 2, 3, 5, 8};
 
 static uint64_t state = 7;

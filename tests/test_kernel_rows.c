@@ -13,7 +13,7 @@
 #include "kernel/kernel.h"
 #include "kernel/vmath.h"
 
-static const char *const isas[] = {"portable", "avx2", "avx512"};
+static const char *const isas[] = {"portable", "avx2", "avx512", "avx512-bf16", "amx"};
 
 static uint64_t state = 3;
 static float uniform(void) {

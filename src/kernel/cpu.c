@@ -3,10 +3,14 @@
 #include <cpuid.h>
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "kernel/table.h"
 
-static const char *const isa_names[CHI_ISA_COUNT] = {"portable", "avx2", "avx512", "amx"};
+static const char *const isa_names[CHI_ISA_COUNT] = {"portable", "avx2", "avx512", "avx512-bf16", "amx"};
 
 const chi_kernel_table *chi_kernels = &chi_kernels_portable;
 static chi_isa current = CHI_ISA_PORTABLE;
@@ -16,6 +20,16 @@ static uint64_t xcr0(void) {
   uint32_t lo, hi;
   __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
   return ((uint64_t)hi << 32) | lo;
+}
+
+/* Linux gives the 8 KB of tile state only to a process that asks; its threads inherit the permission. */
+static bool may_use_tiles(void) {
+#if defined(__linux__)
+  enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return false;
+#endif
 }
 
 static bool cpu_has(chi_isa isa) {
@@ -30,7 +44,11 @@ static bool cpu_has(chi_isa isa) {
   if (isa == CHI_ISA_AVX2) return true;
   const unsigned need_b = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
   if ((os & 0xe6) != 0xe6 || (b & need_b) != need_b) return false;
-  return isa == CHI_ISA_AVX512; /* there is no AMX row yet */
+  if (isa == CHI_ISA_AVX512) return true;
+  const bool tiles_d = (d & 1u << 24) != 0 && (d & 1u << 22) != 0; /* AMX-TILE, AMX-BF16 */
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return false;
+  if (isa == CHI_ISA_AVX512_BF16) return (a & bit_AVX512BF16) != 0;
+  return tiles_d && (os & 0x60000) == 0x60000 && may_use_tiles();
 }
 
 static const chi_kernel_table *table_of(chi_isa isa) {
@@ -39,6 +57,10 @@ static const chi_kernel_table *table_of(chi_isa isa) {
       return &chi_kernels_avx2;
     case CHI_ISA_AVX512:
       return &chi_kernels_avx512;
+    case CHI_ISA_AVX512_BF16:
+      return &chi_kernels_avx512_bf16;
+    case CHI_ISA_AMX:
+      return &chi_kernels_amx;
     default:
       return &chi_kernels_portable;
   }
@@ -85,7 +107,8 @@ int chi_cpu_init(const char *forced, chi_err *err) {
     chi_kernels = table_of(current);
     return 0;
   }
-  return chi_fail(err, CHI_ERR_ARG, "instruction set '%s': unknown; use portable, avx2 or avx512", forced);
+  return chi_fail(err, CHI_ERR_ARG, "instruction set '%s': unknown; use portable, avx2, avx512, avx512-bf16 or amx",
+                  forced);
 }
 
 /* Kernels work before anyone calls chi_cpu_init, and then already with the best row. */

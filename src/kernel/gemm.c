@@ -33,10 +33,19 @@ static inline const float *row_of(const gemm_job *j, int64_t i) {
   return j->x + (j->idx != NULL ? (int64_t)j->idx[i] : i) * j->ldx;
 }
 
-/* Rows [r0, r0+rows) of x, columns [k0, k0+kn) into out[kp][lda]; bf16: rounded, and zeros from kn to kp. */
+/* Does this product's left side lie as rows of bf16, rather than as f32 columns of a tile? */
+static inline bool packs_rows(const gemm_job *j) { return j->w->compute == CHI_COMPUTE_BF16 && j->t->row_bf16 != NULL; }
+
+/* Rows [r0, r0+rows) of x, columns [k0, k0+kn) into out[kp][lda], or bf16 out[rows][kp]; bf16: rounded, and zeros from
+ * kn to kp. */
 static void pack_tile(const gemm_job *j, float *out, int64_t lda, int64_t r0, int64_t rows, int64_t k0, int64_t kn,
                       int64_t kp) {
-  const float *src[CHI_MR_MAX];
+  if (packs_rows(j)) {
+    chi_bf16 *rows16 = (void *)out;
+    for (int64_t r = 0; r < rows; r++) j->t->row_bf16(rows16 + r * kp, row_of(j, r0 + r) + k0, kn, kp);
+    return;
+  }
+  const float *src[CHI_MR_MAX] = {NULL};
   for (int64_t r = 0; r < rows; r++) src[r] = row_of(j, r0 + r) + k0;
   chi_interleave(out, lda, src, rows, kn, j->w->compute == CHI_COMPUTE_BF16);
   for (int64_t k = kn; k < kp; k++)
@@ -88,10 +97,12 @@ static void run_panel(const gemm_job *j, const float *a, int64_t lda, int64_t ro
   for (int64_t r = 0; r < rows; r += lda) {
     int some = (int)chi_min64(lda, rows - r);
     const float *at = a + r * kp + ks * lda;
+    const chi_bf16 *at16 = (const chi_bf16 *)(const void *)(a + r * kp) + ks; /* if they lie as rows of bf16 */
     float *ct = c + r * ldc;
     if (j->w->compute == CHI_COMPUTE_BF16) {
-      j->t->tile_bf16(some, chi_ceil_div(kn, 32) * 32, at, lda, (const chi_bf16 *)(const void *)b, ct, ldc,
-                      k0 + ks == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
+      bool lie = packs_rows(j);
+      j->t->tile_bf16(some, chi_ceil_div(kn, 32) * 32, lie ? (const void *)at16 : at, lie ? kp : lda,
+                      (const chi_bf16 *)(const void *)b, ct, ldc, k0 + ks == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
       continue;
     }
     for (int64_t kb = 0; kb < kn; kb += CHI_CHAIN)

@@ -20,8 +20,15 @@
 #include "tensor/dtype.h"
 
 /* ---- instruction sets ------------------------------------------------------------------------------------ */
-typedef enum chi_isa { CHI_ISA_PORTABLE, CHI_ISA_AVX2, CHI_ISA_AVX512, CHI_ISA_AMX, CHI_ISA_COUNT } chi_isa;
-/* Choose the best ISA, or the forced one ("portable", "avx2", "avx512"; NULL = best). Refuses what the CPU lacks.
+typedef enum chi_isa {
+  CHI_ISA_PORTABLE,
+  CHI_ISA_AVX2,
+  CHI_ISA_AVX512,
+  CHI_ISA_AVX512_BF16,
+  CHI_ISA_AMX,
+  CHI_ISA_COUNT
+} chi_isa;
+/* Choose the best ISA, or the forced one ("portable", "avx2", "avx512", "avx512-bf16", "amx"; NULL = best). Refuses what the CPU lacks.
  * Call before other threads use kernels; may be called again (tests). */
 int chi_cpu_init(const char *forced, chi_err *err);
 chi_isa chi_cpu_isa(void);
@@ -42,8 +49,8 @@ typedef enum chi_compute { CHI_COMPUTE_F32, CHI_COMPUTE_BF16 } chi_compute;
 typedef struct chi_mat {
   int64_t n, k;
   chi_compute compute;
-  chi_dtype store;   /* element type of data */
-  void *data;        /* owned; chi_mat_free */
+  chi_dtype store; /* element type of data */
+  void *data;      /* owned; chi_mat_free */
   size_t bytes;
 } chi_mat;
 /* src: n rows of k elements, row stride ld elements, float dtype or quantised blocks (k, ld whole blocks; they are packed as
@@ -88,17 +95,18 @@ void chi_rope_table(float *cos_t, float *sin_t, int64_t npos, int half, double t
 void chi_rope_table_freq(float *cos_t, float *sin_t, int64_t npos, int half, const float *inv_freq, float scale);
 float chi_rope_freq(int i, int half, double theta); /* 1 / theta^(2i/(2*half)), rounded to f32 where HF rounds */
 
-void chi_rows_add(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, int64_t d);      /* y += x       */
+void chi_rows_add(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, int64_t d); /* y += x       */
 void chi_rows_copy(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, int64_t d);
-void chi_rows_scale(float *y, int64_t ldy, int64_t m, int64_t d, float s);                        /* y *= s       */
-void chi_rows_axpy(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, int64_t d, float s); /* y = fma(s,x,y) */
-void chi_rows_round_bf16(float *y, int64_t ldy, int64_t m, int64_t d);  /* values rounded to bf16, kept as f32 */
-float chi_dot(const float *a, const float *b, int64_t d);  /* 32 lanes of fma, then the tree */
+void chi_rows_scale(float *y, int64_t ldy, int64_t m, int64_t d, float s); /* y *= s       */
+void chi_rows_axpy(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, int64_t d,
+                   float s);                                           /* y = fma(s,x,y) */
+void chi_rows_round_bf16(float *y, int64_t ldy, int64_t m, int64_t d); /* values rounded to bf16, kept as f32 */
+float chi_dot(const float *a, const float *b, int64_t d);              /* 32 lanes of fma, then the tree */
 
 /* ---- softmax over logits rows (reports) ------------------------------------------------------------------ */
 /* log-sum-exp pieces of one row: max and sum(exp(x - max)) in 32 lanes; log p_i = x_i - max - log(sum). */
 void chi_softmax_stats(const float *x, int64_t n, float *max, float *sum);
-float chi_expf(float x);  /* the canonical f32 exp (flushes below -87.33 to 0) */
+float chi_expf(float x); /* the canonical f32 exp (flushes below -87.33 to 0) */
 float chi_logf(float x);
 void chi_softmax(float *x, int64_t n); /* in place */
 
@@ -114,22 +122,29 @@ void chi_kv_put(float *kblock, float *vblock, const float *k, const float *v, in
 void chi_kv_get(const float *kblock, const float *vblock, float *k, float *v, int slot, int kv_heads, int hd);
 
 /* One edge edit: applies to queries equal to `row`, keys in [key_lo, key_hi), heads in [head_lo, head_hi). */
-typedef enum chi_edge_op { CHI_EDGE_CUT /* score = -inf */, CHI_EDGE_ZERO /* weight 0 after softmax */,
-                           CHI_EDGE_SCALE /* weight * value after softmax */ } chi_edge_op;
-typedef struct chi_edge { int32_t row, key_lo, key_hi, head_lo, head_hi; chi_edge_op op; float value; } chi_edge;
+typedef enum chi_edge_op {
+  CHI_EDGE_CUT /* score = -inf */,
+  CHI_EDGE_ZERO /* weight 0 after softmax */,
+  CHI_EDGE_SCALE /* weight * value after softmax */
+} chi_edge_op;
+typedef struct chi_edge {
+  int32_t row, key_lo, key_hi, head_lo, head_hi;
+  chi_edge_op op;
+  float value;
+} chi_edge;
 
 /* One query row of one branch. */
 typedef struct chi_attn_query {
-  const float *q;             /* [heads*hd], after rope */
-  float *out;                 /* [heads*hd] */
-  const float *const *kblk;   /* block tables, indexed by position/32 */
+  const float *q;           /* [heads*hd], after rope */
+  float *out;               /* [heads*hd] */
+  const float *const *kblk; /* block tables, indexed by position/32 */
   const float *const *vblk;
-  int32_t row;                /* absolute position */
-  int32_t n_keys;             /* keys [0, n_keys) are attended: row+1 when causal */
-  const chi_edge *edges;      /* n_edges edits for this query, applied in order; NULL = none */
+  int32_t row;           /* absolute position */
+  int32_t n_keys;        /* keys [0, n_keys) are attended: row+1 when causal */
+  const chi_edge *edges; /* n_edges edits for this query, applied in order; NULL = none */
   int32_t n_edges;
-  float *pattern;             /* NULL, or [heads][n_keys] that receives the final weights */
-  const float *pattern_set;   /* NULL, or [heads][n_keys] weights that replace the computed ones (before pattern out) */
+  float *pattern;           /* NULL, or [heads][n_keys] that receives the final weights */
+  const float *pattern_set; /* NULL, or [heads][n_keys] weights that replace the computed ones (before pattern out) */
 } chi_attn_query;
 /* out = softmax(q k^T * scale) v for every query and head, threaded over queries and heads. Order: scores (f32: one fma
  * chain over hd in 256-blocks; bf16: q rounded, TDPBF16PS order over hd padded to 32), times scale, cuts, maximum,

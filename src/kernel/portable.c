@@ -44,8 +44,9 @@ static void tile_f32_bf16(int rows, int64_t k, const float *a, int64_t lda, cons
   tile_f32(CHI_BF16, rows, k, a, lda, b, ldb, c, ldc, mode);
 }
 
-static void tile_bf16(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
+static void tile_bf16(int rows, int64_t k, const void *left, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
                       chi_tile_mode mode) {
+  const float *a = left;
   for (int r = 0; r < rows; r++)
     for (int n = 0; n < CHI_PANEL; n++) {
       float acc = mode == CHI_TILE_SET ? 0.0f : c[r * ldc + n];

@@ -8,7 +8,7 @@
 #define CHI_PANEL 32      /* outputs per panel, keys per block, lanes per reduction */
 #define CHI_CHAIN 256     /* f32: longest fma chain                                 */
 #define CHI_STORE_COUNT 3 /* CHI_F32, CHI_F16, CHI_BF16 are 0, 1, 2                 */
-#define CHI_MR_MAX 16
+#define CHI_MR_MAX 32
 
 /* What a tile does with c: */
 typedef enum chi_tile_mode {
@@ -22,9 +22,10 @@ typedef enum chi_tile_mode {
  * of the slot that the function sits in. */
 typedef void (*chi_tile_f32_fn)(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
                                 int64_t ldc, chi_tile_mode mode);
-/* bf16: per 32-block of k two chains (even, odd), added together, then to c. a holds values already rounded to bf16.
+/* bf16: per 32-block of k two chains (even, odd), added together, then to c. a holds values already rounded to bf16:
+ * f32 a[k][lda], or, where the table has a row_bf16, bf16 a[rows][lda] as that function made them.
  * packed: b is [k/32][2][16][16][2] bf16 and k a multiple of 32. SET starts from c = +0. */
-typedef void (*chi_tile_bf16_fn)(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c,
+typedef void (*chi_tile_bf16_fn)(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c,
                                  int64_t ldc, chi_tile_mode mode);
 /* Same arithmetic with b[k][32] in f32 (values rounded to bf16), any k: acts as if padded with zeros to 32. */
 typedef void (*chi_tile_pair_fn)(int rows, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
@@ -34,6 +35,9 @@ typedef struct chi_kernel_table {
   int mr_f32, mr_bf16; /* most rows of one tile */
   chi_tile_f32_fn tile_f32[CHI_STORE_COUNT];
   chi_tile_bf16_fn tile_bf16;
+  /* NULL, or: out[kp] = the k values of x rounded to bf16, then zeros; the order inside each 32 is the tile's own.
+   * kp is a multiple of 32. */
+  void (*row_bf16)(chi_bf16 *out, const float *x, int64_t k, int64_t kp);
   chi_tile_pair_fn tile_pair;
   void (*widen)(float *dst, const void *src, chi_dtype store, int64_t n); /* F16 or BF16 to f32; n a multiple of 32 */
   /* rows: n elements, contiguous */
@@ -53,6 +57,8 @@ extern const chi_kernel_table chi_kernels_portable;
 #if defined(__x86_64__)
 extern const chi_kernel_table chi_kernels_avx2;
 extern const chi_kernel_table chi_kernels_avx512;
+extern const chi_kernel_table chi_kernels_avx512_bf16;
+extern const chi_kernel_table chi_kernels_amx;
 #endif
 
 /* The calling thread's scratch, 64-byte aligned, at least `bytes`, contents undefined; valid until the thread's next

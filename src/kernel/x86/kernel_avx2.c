@@ -176,7 +176,7 @@ static void tile_f32_bf16(int rows, int64_t k, const float *a, int64_t lda, cons
                           int64_t ldc, chi_tile_mode mode) {
   tile_f32_any(CHI_BF16, rows, k, a, lda, b, ldb * 2, c, ldc, mode);
 }
-static void tile_bf16_any(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
+static void tile_bf16_any(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
                           chi_tile_mode mode) {
   switch (rows) { ROWS3(BF16_CASE) }
 }

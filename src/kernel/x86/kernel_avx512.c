@@ -1,6 +1,8 @@
-/* AVX-512: the whole row of the table. Tiles keep 24 accumulators: 12 rows x 32 outputs for f32, 6 rows x 32 outputs x
- * (even, odd) for bf16. VDPBF16PS is not used: it sums in another order. */
+/* AVX-512: the whole row of the table, and those of a CPU which has AVX512-BF16 or AMX too. Tiles keep 24 accumulators: 12 rows
+ * x 32 outputs for f32, 6 rows x 32 outputs x (even, odd) for bf16. */
 #define CHI_LANES 16
+#include "kernel/x86/bf16_amx.h"
+#include "kernel/x86/bf16_avx512dp.h"
 #include "kernel/x86/rows_x86.h"
 
 /* AHEAD: bytes of prefetch. At M = 4, 4096 x 4096 bf16: none 12 GB/s, 2 KB 21, 4 KB 24, 8 KB 39, 16 KB 39-45. */
@@ -188,7 +190,7 @@ static void tile_f32_bf16(int rows, int64_t k, const float *a, int64_t lda, cons
                           int64_t ldc, chi_tile_mode mode) {
   tile_f32_any(CHI_BF16, rows, k, a, lda, b, ldb * 2, c, ldc, mode);
 }
-static void tile_bf16_any(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
+static void tile_bf16_any(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
                           chi_tile_mode mode) {
   switch (rows) { ROWS6(BF16_CASE) }
 }
@@ -197,12 +199,14 @@ static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, cons
   switch (rows) { ROWS6(PAIR_CASE) }
 }
 
-const chi_kernel_table chi_kernels_avx512 = {
-    .mr_f32 = MR_F32,
-    .mr_bf16 = MR_BF16,
-    .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16},
-    .tile_bf16 = tile_bf16_any,
-    .tile_pair = tile_pair_any,
-    .widen = panel_widen,
-    CHI_ROW_FUNCTIONS,
-};
+/* What the sets with 16 lanes share. */
+#define SHARED                                                                                      \
+  .mr_f32 = MR_F32,                                                                                 \
+  .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16},     \
+  .tile_pair = tile_pair_any, .widen = panel_widen, CHI_ROW_FUNCTIONS
+
+const chi_kernel_table chi_kernels_avx512 = {SHARED, .mr_bf16 = MR_BF16, .tile_bf16 = tile_bf16_any};
+const chi_kernel_table chi_kernels_avx512_bf16 = {
+    SHARED, .mr_bf16 = MR_BF16, .tile_bf16 = chi_tile_bf16_dp, .row_bf16 = chi_row_bf16_dp};
+const chi_kernel_table chi_kernels_amx = {
+    SHARED, .mr_bf16 = CHI_AMX_ROWS, .tile_bf16 = chi_tile_bf16_amx, .row_bf16 = chi_row_bf16_amx};
