@@ -57,9 +57,11 @@ typedef struct chi_data_item {
   const char *paraphrase;               /* words for the first bracket that mean the same, or NULL */
   const char *entity, *relation, *unit; /* unit: the fact, "entity|relation" where the file has none; "" = unknown */
   const char *split, *group, *form, *entity_group; /* "" where absent; form falls back on group */
+  const char *prior;                               /* the wrong answer that training suggests here, or NULL */
   bool held_out;                                   /* wording not seen in training */
-  int row;             /* JSONL: line; CSV: line on which the row begins; JSON: 1 + index. All from 1 */
-  const char *problem; /* NULL: usable. Else why not, with row and field */
+  bool readable, shared, hard; /* answer readable off the name; first token shared with other answers; hard split */
+  int row;                     /* JSONL: line; CSV: line on which the row begins; JSON: 1 + index. All from 1 */
+  const char *problem;         /* NULL: usable. Else why not, with row and field */
 } chi_data_item;
 
 typedef struct chi_data_note { /* a quirk or a problem of one row */

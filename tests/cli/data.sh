@@ -1,0 +1,34 @@
+#!/bin/sh
+# chiasm data check: every problem by row and field, and a status that says whether there is one.
+. tests/cli/lib.sh
+
+cat >"$T/good.jsonl" <<'END'
+{"id": "a", "question": "What is the capital of [this country]?", "answer": "Lima"}
+END
+works 'a data set without problems' data check "$T/good.jsonl"
+check 'what it holds' grep -qF '1 items, 1 can be used' "$T/out"
+
+cp "$T/good.jsonl" "$T/bad.jsonl"
+cat >>"$T/bad.jsonl" <<'END'
+{"id": "b", "question": "What is [this?", "answer": "x"}
+{"id": "a", "question": "[Who]?", "answer": "x"}
+{"id": "c", "question": "[Who]?", "answer": "x", "image": "gone.png"}
+END
+begin 'problems end with status 1 and are listed'
+"$chiasm" data check "$T/bad.jsonl" >"$T/out" 2>"$T/err"
+rc=$?
+if [ $rc != 1 ]; then bad 'problems end with status 1 and are listed' "ended with $rc"
+elif ! grep -qF '3 of 4 items cannot be used' "$T/err"; then bad 'problems end with status 1 and are listed' "$(cat "$T/err")"
+else ok 'problems end with status 1 and are listed'; fi
+check 'an open bracket' grep -qF 'row 2, question: the bracket at byte 8' "$T/out"
+check 'an id twice' grep -qF "row 3, id: 'a' stands on row 1 already" "$T/out"
+check 'a missing picture' grep -qF "row 4, image: no picture 'gone.png'" "$T/out"
+"$chiasm" data check "$T/bad.jsonl" --json >"$T/out" 2>/dev/null
+check 'the same as JSON' grep -qF '"kind": "duplicate-id"' "$T/out"
+
+printf 'index,question,subject\n1,a,b\n' >"$T/columns.csv"
+fails 1 'main_entity and image_url; this file has: index, question, subject' 'other columns' data check "$T/columns.csv"
+printf 'index,question,main_entity,image_url\n1,"a,this,x\n' >"$T/quote.csv"
+fails 1 'line 2: a quote is opened and never closed' 'an open quote' data check "$T/quote.csv"
+fails 1 'no such file' 'no file' data check "$T/nowhere.csv"
+fails 2 'check is the one action' 'another action' data convert "$T/good.jsonl"
