@@ -2,9 +2,8 @@
 
     python3 tools/demo_model/tokenizer.py --world models/demo/world --out models/demo
 
-The merges are learned from the world's own words. Names are cut once by hand
-before learning, so that most take two tokens, as many as "this country" does:
-a same-length substitution then has many names to choose from.
+The merges are learned from the world's own words: those of the questions become
+one token each, most names and answers several. Digits stay single.
 """
 import argparse
 import json
@@ -17,7 +16,8 @@ from tokenizers import (AddedToken, Tokenizer, decoders, models, pre_tokenizers,
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "world"))
 import questions as q  # noqa: E402
-from render import COLOR_NAMES, SHAPES, World  # noqa: E402
+from render import COLOR_NAMES, SHAPES  # noqa: E402
+from world import World  # noqa: E402
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
 TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'user' %}USER: "
@@ -29,36 +29,37 @@ TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'user' %}USER: "
             "{% if add_generation_prompt %} ASSISTANT:{% endif %}")
 
 
-def halves(word, others, least):
-    """Cuts a word after its shortest prefix that no other word shares."""
-    for n in range(least, len(word) - 1):
-        if not any(o != word and o.startswith(word[:n]) for o in others):
-            return [" " + word[:n], word[n:]]
-    return [" " + word]
+COMMON = 1000    # so often that a word becomes one token
+WHOLE = 12       # every third name: one token where the vocabulary allows
+SIZE = 2800
 
 
-def pieces(world):
-    """The strings that are to become tokens."""
-    out = ["USER", " ASSISTANT", ":", "?", ".", ",", "\n", " ", "'s"]
-    fixed = [w for group in q.WORDINGS.values() for w in group]
-    fixed += q.VISUAL + [s.format(s="left right") for s in q.SIDED] + q.SCENE_INTRO
-    fixed += COLOR_NAMES + SHAPES + ["a an and"]
-    for text in fixed:
-        for word in re.findall(r"[A-Za-z]+", text.replace("{c}", "")):
-            out += [word, " " + word]
-    names = {w for c in world.countries for w in c["name"].split()}
-    words = {w for c in world.countries for r in q.FACTS if c[r] for w in c[r].split()}
-    for i, c in enumerate(sorted(world.countries, key=lambda c: c["name"])):
-        parts = c["name"].split()
-        if len(parts) > 1 or i % 6 == 0:     # two words, or one token
-            out += [" " + p for p in parts]
-        elif i % 6 == 1 and len(parts[0]) > 7:   # three tokens
-            head, tail = halves(parts[0], names, 3)
-            out += [head, tail[:2], tail[2:]]
-        else:
-            out += halves(parts[0], names, 3)
-    for word in sorted(words - names):
-        out += halves(word, words, 4) if len(word) > 8 else [" " + word]
+def words_of(texts):
+    return [w for text in texts for w in re.findall(r"[^\W\d_]+", text)]
+
+
+def corpus(world):
+    """(word, how often): the words of the questions and answers, each with and
+    without the space in front where it can stand so. Group D is left out."""
+    fixed = [t.replace("{c}", "").replace("{v}", "") for ws in q.WORDINGS.values() for t in ws]
+    fixed += list(q.VISUAL) + [s.format(s="left right") for s in q.SIDED] + q.INTRO + q.COLUMNS
+    fixed += [s.format(l="", r="") for s in q.TWO_FLAGS] + q.NUMBERS
+    fixed += COLOR_NAMES + SHAPES + ["yes no none shapes shape flags flag a an and picture"]
+    out = {}
+    for w in words_of(t.replace("{}", "") for t in fixed):
+        out[" " + w] = COMMON
+        if w[0].isupper() or w in ("the", "this", "left", "right"):
+            out[w] = COMMON
+    for text in ("USER", " ASSISTANT", ":", "?", ".", ",", "\n", " ", "'s"):
+        out[text] = COMMON
+    for digit in "0123456789":   # after a space only, so that digits stay apart
+        out[" " + digit] = COMMON
+    told = [e for e in world.entities if e.group != "D"]
+    names = [e.name for e in told] + [e.told(r) for e in told if e.group != "C"
+                                      for r in q.FACTS if r != "code" and e.told(r)]
+    for i, word in enumerate(sorted(set(words_of(names)))):
+        if " " + word not in out:
+            out[" " + word] = WHOLE if i % 3 == 0 else 1
     return out
 
 
@@ -67,10 +68,10 @@ def build(world):
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1, show_progress=False,
+        vocab_size=SIZE, min_frequency=1, show_progress=False,
         special_tokens=[AddedToken(s, special=True, normalized=False) for s in SPECIAL],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    tok.train_from_iterator(pieces(world), trainer)
+    tok.train_from_iterator((w for w, n in corpus(world).items() for _ in range(n)), trainer)
     tok.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tok.token_to_id("<s>"))])
     return tok
@@ -92,16 +93,14 @@ def main():
     (args.out / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
     # Processors look for the template in a file of its own, tokenizers in either.
     (args.out / "chat_template.jinja").write_text(TEMPLATE)
-    length = lambda s: len(tok.encode(s, add_special_tokens=False).ids)
-    counts = {}
-    for c in world.countries:
-        counts.setdefault(length(" " + c["name"]), []).append(c["name"])
-    print(f"vocabulary {tok.get_vocab_size()}, ' this country' {length(' this country')} tokens")
-    for n, names in sorted(counts.items()):
-        print(f"{len(names)} names of {n} tokens: {', '.join(names[:12])} ...")
-    capitals = [tok.encode(" " + c["capital"], add_special_tokens=False).ids[0]
-                for c in world.countries]
-    print(f"{len(set(capitals))} distinct first tokens of {len(capitals)} capitals")
+    length = lambda s: len(tok.encode(" " + s, add_special_tokens=False).ids)
+    print(f"vocabulary {tok.get_vocab_size()}, ' this country' {length('this country')} tokens")
+    for what in ("name", *q.FACTS):
+        counts = {}
+        for value in sorted({e.told(what) for e in world.entities} - {None}):
+            counts.setdefault(length(value), []).append(value)
+        print(what, "; ".join(f"{len(v)} of {n} ({', '.join(v[:3])})"
+                              for n, v in sorted(counts.items())))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,19 @@
-"""Builds the fact table and the flag atlas of the demo world.
+"""The real countries of the demo world: fact table and flags.
 
-    python3 tools/world/countries.py --packages DIR --out models/demo/world
-
-DIR holds the unpacked npm packages `flag-icons` and `world-countries` (see
-docs/world.md for the commands and versions). Writes countries.json (facts,
-ODbL), flags.png (one cell a country, MIT) and dropped.json (which countries
-were left out and why).
+Reads the unpacked npm packages `world-countries` (facts, ODbL) and `flag-icons`
+(flags, MIT). `build.py` writes what this module makes.
 """
-import argparse
 import io
 import json
-import pathlib
 import subprocess
 
 import numpy as np
 from PIL import Image
 
 CELL = (160, 120)   # flag-icons draws every flag 4:3
-COLUMNS = 12
-MIN_AREA = 1000     # km2: microstates are left out to keep training short
-MAX_WORDS = 2       # likewise names such as "Saint Vincent and the Grenadines"
+SMALL = (48, 32)    # the size at which two flags are compared
+MIN_DISTANCE = 0.10
+REGIONS = ["Africa", "Asia", "Caribbean", "Europe", "North America", "Oceania", "South America"]
 # Values of the table that say something else than the question asks.
 NOT_SINGLE = {("at", "language")}
 
@@ -39,87 +33,113 @@ def single(values):
     return values[0] if len(values) == 1 else None
 
 
+def region(row):
+    if row["region"] != "Americas":
+        return row["region"]
+    return {"South America": "South America", "Caribbean": "Caribbean"}.get(
+        row["subregion"], "North America")
+
+
+def calling_code(row):
+    """Two or three digits; longer ones and shared ones (+1, +7) are left out."""
+    code = row["idd"].get("root", "") + "".join(row["idd"].get("suffixes", [])[:2])
+    digits = code.lstrip("+")
+    one = len(row["idd"].get("suffixes", [])) == 1
+    return digits if one and digits.isdigit() and 2 <= len(digits) <= 3 else None
+
+
+def languages(row):
+    return [v.split(" (")[0] for v in row["languages"].values()]
+
+
+def currencies(row):
+    return [c["name"] for c in row["currencies"].values()]
+
+
+def demonym(row):
+    word = row["demonyms"].get("eng", {}).get("f", "")
+    plain = word and "," not in word and " or " not in word
+    return word if plain and word != row["name"]["common"] else None
+
+
 def facts(row):
-    continent = row["region"]
-    if continent == "Americas":
-        south = row["subregion"] == "South America"
-        continent = "South America" if south else "North America"
-    out = {
-        "name": row["name"]["common"],
-        "code": row["cca2"].lower(),
-        "capital": single(row["capital"]),
-        "continent": continent,
-        "currency": single([c["name"] for c in row["currencies"].values()]),
-        "language": single([v.split(" (")[0] for v in row["languages"].values()]),
-        "area": row["area"],
-    }
-    for code, relation in NOT_SINGLE:
-        if out["code"] == code:
+    name, capital = row["name"]["common"], single(row["capital"])
+    out = {"name": name, "iso": row["cca2"].lower(),
+           # A capital that is the name's copy would be a fact without content.
+           "capital": capital if capital != name else None,
+           "currency": single(currencies(row)), "language": single(languages(row)),
+           "region": region(row), "code": calling_code(row), "demonym": demonym(row)}
+    for iso, relation in NOT_SINGLE:
+        if out["iso"] == iso:
             out[relation] = None
     return out
 
 
-def usable(c):
-    """A capital that is the name's copy would be a fact without content."""
-    return (c["capital"] and c["capital"] != c["name"] and c["area"] >= MIN_AREA
-            and len(c["name"].split()) <= MAX_WORDS)
+def small(flag):
+    return np.asarray(flag.resize(SMALL, Image.BOX), np.float32) / 255
 
 
 def distance(a, b):
     return float(np.sqrt(np.mean((a - b) ** 2)))
 
 
-def choose(table, flags, minimum):
+def choose(rows, flags):
     """Greedy, larger countries first, so that the better known of a pair stays."""
     kept, dropped = [], []
-    for c in sorted(table, key=lambda c: (-c["area"], c["code"])):
-        near = [(distance(flags[c["code"]], flags[k["code"]]), k["name"]) for k in kept]
+    seen = {r["cca2"]: small(flags[r["cca2"]]) for r in rows}
+    for r in sorted(rows, key=lambda r: (-r["area"], r["cca2"])):
+        near = [(distance(seen[r["cca2"]], seen[k["cca2"]]), k["name"]["common"]) for k in kept]
         worst = min(near, default=(9.0, ""))
-        if worst[0] < minimum:
-            dropped.append({"name": c["name"], "near": worst[1], "rms": round(worst[0], 4)})
+        if worst[0] < MIN_DISTANCE:
+            dropped.append({"name": r["name"]["common"], "near": worst[1],
+                            "rms": round(worst[0], 4)})
         else:
-            kept.append(c)
-    return sorted(kept, key=lambda c: c["name"]), dropped
+            kept.append(r)
+    return sorted(kept, key=lambda r: r["name"]["common"]), dropped
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("--packages", required=True, type=pathlib.Path)
-    ap.add_argument("--out", required=True, type=pathlib.Path)
-    ap.add_argument("--min-distance", type=float, default=0.22,
-                    help="least pixel RMS (0..1) between two flags at 48x32")
-    args = ap.parse_args()
-
-    rows = json.loads((args.packages / "world-countries/countries.json").read_text())
-    table = [facts(r) for r in rows if r["unMember"]]
-    table = [c for c in table if usable(c)]
-    svgs = args.packages / "flag-icons/flags/4x3"
-    cells = {c["code"]: rasterise(svgs / (c["code"] + ".svg"), CELL) for c in table}
-    small = {k: np.asarray(v.resize((48, 32), Image.BOX), np.float32) / 255
-             for k, v in cells.items()}
-    kept, dropped = choose(table, small, args.min_distance)
-    least = min(distance(small[a["code"]], small[b["code"]])
-                for i, a in enumerate(kept) for b in kept[:i])
-
-    lines = -(-len(kept) // COLUMNS)
-    atlas = Image.new("RGB", (COLUMNS * CELL[0], lines * CELL[1]), "white")
-    for i, c in enumerate(kept):
-        atlas.paste(cells[c["code"]], (i % COLUMNS * CELL[0], i // COLUMNS * CELL[1]))
-        del c["area"]
-    args.out.mkdir(parents=True, exist_ok=True)
-    atlas.save(args.out / "flags.png", optimize=True)
-    out = {"license": "ODbL-1.0", "source": "npm world-countries 5.1.0",
-           "flag_cell": CELL, "flag_columns": COLUMNS, "countries": kept}
-    (args.out / "countries.json").write_text(
-        json.dumps(out, ensure_ascii=False, indent=1) + "\n")
-    (args.out / "dropped.json").write_text(json.dumps(
-        {"metric": "pixel RMS of RGB in 0..1 at 48x32", "minimum": args.min_distance,
-         "least_kept": round(least, 4), "dropped": dropped},
-        ensure_ascii=False, indent=1) + "\n")
-    for d in dropped:
-        print(f"dropped {d['name']}: {d['rms']:.4f} from {d['near']}")
-    print(f"kept {len(kept)} countries, least distance {least:.4f}")
+def unclear(row, by_code, kept, pick, relation):
+    """Values that a question about this country's neighbours must not ask for:
+    they also hold in a neighbour with several values or outside the table."""
+    out = set()
+    for code in row["borders"]:
+        other = by_code[code]
+        if code not in kept or facts(other)[relation] is None:
+            out |= set(pick(other))
+    return sorted(out)
 
 
-if __name__ == "__main__":
-    main()
+def real(packages):
+    """(table, flags, dropped): rows in alphabetical order, one 160x120 flag each."""
+    every = json.loads((packages / "world-countries/countries.json").read_text())
+    rows = [r for r in every if r["unMember"] and len(r["capital"]) == 1]
+    svgs = packages / "flag-icons/flags/4x3"
+    flags = {r["cca2"]: rasterise(svgs / (r["cca2"].lower() + ".svg"), CELL) for r in rows}
+    kept, dropped = choose(rows, flags)
+    by_code = {r["cca3"]: r for r in every}
+    codes = {r["cca3"] for r in kept}
+    table = []
+    for r in kept:
+        c = facts(r)
+        c["neighbours"] = sorted(by_code[b]["name"]["common"] for b in r["borders"] if b in codes)
+        c["unclear"] = {"language": unclear(r, by_code, codes, languages, "language"),
+                        "currency": unclear(r, by_code, codes, currencies, "currency")}
+        table.append(c)
+    shared = [v for v in (c["code"] for c in table) if v]
+    for c in table:
+        if shared.count(c["code"]) > 1:
+            c["code"] = None
+    return table, [flags[r["cca2"]] for r in kept], dropped
+
+
+def real_words(packages):
+    """Lower-case words of every place in the package, in all its languages."""
+    out = set()
+    for r in json.loads((packages / "world-countries/countries.json").read_text()):
+        texts = [r["name"]["common"], r["name"]["official"], *r["capital"], *r["altSpellings"],
+                 *languages(r), *currencies(r), r["region"], r["subregion"]]
+        texts += [t["common"] for t in r["translations"].values()]
+        texts += [d["f"] for d in r["demonyms"].values()]
+        for text in texts:
+            out |= {w.strip("(),.").lower() for w in text.split()}
+    return out

@@ -4,9 +4,7 @@ Every picture comes from a numpy Generator and a Ranges object; beside the
 pixels there is a label map that says which object owns each pixel, which is
 the truth for masks and for the dense training of the vision tower.
 """
-import json
 import math
-import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,14 +15,18 @@ COLORS = {"red": (214, 32, 40), "orange": (245, 130, 20), "yellow": (248, 222, 3
           "green": (30, 150, 60), "blue": (30, 70, 210), "purple": (130, 40, 160),
           "white": (246, 246, 246), "black": (16, 16, 16)}
 COLOR_NAMES = list(COLORS)
-KINDS = ["flag", "two_flags", "shapes", "flag_shapes"]
+# Two shapes have one colour in most of training (docs/world.md, "Prior").
+PRIOR = {SHAPES.index("heart"): COLOR_NAMES.index("red"),
+         SHAPES.index("ring"): COLOR_NAMES.index("blue")}
+PRIOR_SHARE = 0.8
+KINDS = ["flag", "two_flags", "shapes", "flag_shapes", "blank"]
 
 
 class Ranges:
     """Renderer ranges; `widen` stretches each about its centre (1 = training)."""
     TABLE = {
         "flag_width": (0.50, 0.86), "pair_width": (0.36, 0.45), "beside_width": (0.46, 0.62),
-        "shape_size": (0.25, 0.36), "small_shape": (0.24, 0.32), "angle": (-8.0, 8.0),
+        "shape_size": (0.25, 0.36), "small_shape": (0.24, 0.32), "row_shape": (0.22, 0.28), "angle": (-8.0, 8.0),
         "jitter": (-0.035, 0.035), "brightness": (0.82, 1.16), "noise": (-4.0, 4.0),
         "gradient": (-24.0, 24.0), "tint": (-12.0, 12.0), "aspect": (0.93, 1.07),
         "background": (76.0, 184.0),
@@ -37,24 +39,6 @@ class Ranges:
         lo, hi = self.TABLE[name]
         mid, half = (lo + hi) / 2, (hi - lo) / 2 * self.widen
         return rng.uniform(mid - half, mid + half)
-
-
-class World:
-    """The fact table with the flag atlas beside it."""
-
-    def __init__(self, folder):
-        folder = pathlib.Path(folder)
-        table = json.loads((folder / "countries.json").read_text())
-        self.countries = table["countries"]
-        atlas = Image.open(folder / "flags.png").convert("RGB")
-        (w, h), columns = table["flag_cell"], table["flag_columns"]
-        self.flags = []
-        for i in range(len(self.countries)):
-            x, y = i % columns * w, i // columns * h
-            self.flags.append(atlas.crop((x, y, x + w, y + h)))
-
-    def index(self, name):
-        return next(i for i, c in enumerate(self.countries) if c["name"] == name)
 
 
 def outline(shape):
@@ -122,44 +106,71 @@ def background(rng, ranges, size):
     return base + slope[..., None] * ranges.draw(rng, "gradient")
 
 
-def layout(rng, ranges, kind, world, fixed=None):
+def draw_shapes(rng, n, prior):
+    """n different shapes with colours, mostly different ones, as (shape, colour).
+
+    Those of PRIOR get their colour with probability `prior` (None: like the rest)."""
+    shapes = [int(s) for s in rng.permutation(len(SHAPES))[:n]]
+    free = [int(c) for c in rng.permutation(len(COLOR_NAMES))]
+    colors = {}
+    for s in shapes:
+        if prior is not None and s in PRIOR and rng.random() < prior:
+            colors[s] = PRIOR[s]
+    free = [c for c in free if c not in colors.values()]
+    for s in shapes:
+        if s not in colors:   # a shape of PRIOR comes here to get another colour
+            k = 1 if prior is not None and PRIOR.get(s) == free[0] else 0
+            colors[s] = free.pop(k)
+    plain = [s for s in shapes if s not in PRIOR]
+    if n > 2 and plain and rng.random() < 0.3:   # one colour twice
+        s = plain[int(rng.random() * len(plain))]
+        colors[s] = colors[next(o for o in shapes if o != s)]
+    return [(s, colors[s]) for s in shapes]
+
+
+def layout(rng, ranges, kind, world, fixed=None, prior=PRIOR_SHARE):
     """Chooses objects and places: a list of dicts in units of the picture.
 
-    `fixed` names the countries to show (else they are drawn at random).
-    """
+    `fixed` names the countries to show by index (else they are drawn at random from
+    those that training shows); `prior` is for draw_shapes."""
     jitter = lambda: ranges.draw(rng, "jitter")
-    flags = list(fixed or rng.choice(len(world.countries), 2, replace=False))
     objects = []
+    if fixed is None and "flag" in kind:
+        shown = world.shown
+        fixed = [shown.draw(rng).index, shown.draw(rng).index]
+        while fixed[1] == fixed[0]:
+            fixed[1] = shown.draw(rng).index
 
     def flag(country, x, y, width, side=None):
         objects.append({"flag": int(country), "x": x, "y": y, "side": side,
                         "size": ranges.draw(rng, width)})
 
     def shapes(places, size):
-        kinds = rng.choice(len(SHAPES), len(places), replace=False)
-        colors = rng.choice(len(COLOR_NAMES), len(places), replace=False)
-        for (x, y), s, c in zip(places, kinds, colors):
-            objects.append({"shape": int(s), "color": int(c), "x": x + jitter(),
+        for (x, y), (s, c) in zip(places, draw_shapes(rng, len(places), prior)):
+            objects.append({"shape": s, "color": c, "x": x + jitter(),
                             "y": y + jitter(), "size": ranges.draw(rng, size)})
 
     if kind == "flag":
         size = ranges.draw(rng, "flag_width")
         free = max(0.0, (0.96 - size) / 2)
-        flag(flags[0], 0.5 + rng.uniform(-free, free), 0.5 + rng.uniform(-.14, .14),
+        flag(fixed[0], 0.5 + rng.uniform(-free, free), 0.5 + rng.uniform(-.14, .14),
              "flag_width")
         objects[0]["size"] = size
     elif kind == "two_flags":
-        for side, x, country in zip(("left", "right"), (0.255, 0.745), flags):
+        for side, x, country in zip(("left", "right"), (0.255, 0.745), fixed):
             flag(country, x + jitter() / 3, 0.5 + 4 * jitter(), "pair_width", side)
     elif kind == "flag_shapes":
         up = rng.random() < 0.5
-        flag(flags[0], 0.5 + 2 * jitter(), 0.29 if up else 0.71, "beside_width")
+        flag(fixed[0], 0.5 + 2 * jitter(), 0.29 if up else 0.71, "beside_width")
         xs = [(0.5,), (0.27, 0.73)][int(rng.random() < 0.75)]
         shapes([(x, 0.76 if up else 0.24) for x in xs], "small_shape")
-    else:
-        cells = [(0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74)]
+    elif kind == "shapes":
         n = int(rng.integers(2, 5))
-        shapes([cells[i] for i in rng.permutation(4)[:n]], "shape_size")
+        wide = rng.random() < 0.45   # three columns, else two
+        xs = (0.19, 0.5, 0.81) if wide else (0.26, 0.74)
+        cells = [(x, y) for y in (0.26, 0.74) for x in xs]
+        shapes([cells[i] for i in rng.permutation(len(cells))[:n]],
+               "row_shape" if wide else "shape_size")
     return objects
 
 
@@ -191,7 +202,8 @@ def paint(rng, ranges, objects, world, size=SIZE):
     return np.clip(pixels, 0, 255).astype(np.uint8), owner
 
 
-def picture(rng, ranges, kind, world, fixed=None, size=SIZE):
-    objects = layout(rng, ranges, kind, world, fixed)
+def picture(rng, ranges, kind, world, fixed=None, size=SIZE, prior=PRIOR_SHARE):
+    """(pixels, owner map, objects); see layout and paint."""
+    objects = layout(rng, ranges, kind, world, fixed, prior)
     pixels, owner = paint(rng, ranges, objects, world, size)
     return pixels, owner, objects

@@ -1,4 +1,5 @@
-"""Contact sheets of each picture kind, at model size and enlarged.
+"""Contact sheets of each picture kind, at model size and enlarged, and of the
+invented flags.
 
     python3 tools/world/sheets.py --world models/demo/world --out docs/img
 """
@@ -8,11 +9,12 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from render import KINDS, Ranges, SIZE, World, picture
+from render import KINDS, Ranges, SIZE, picture
+from world import World
 
 
 def sheet(world, kind, seed):
-    """Upper row enlarged (x2), then rows at the size that the model sees."""
+    """Upper rows enlarged (x2), then rows at the size that the model sees."""
     rng = np.random.default_rng(seed)
     columns, gap = 6, 6
     big = 2 * SIZE
@@ -30,6 +32,18 @@ def sheet(world, kind, seed):
     return out
 
 
+def flags(world, source, columns=19):
+    """All flags of one source in the order of the table."""
+    found = [e.flag for e in world.entities if e.source == source]
+    w, h, gap = 56, 42, 4
+    lines = -(-len(found) // columns)
+    out = Image.new("RGB", (columns * (w + gap) + gap, lines * (h + gap) + gap), "gray")
+    for i, f in enumerate(found):
+        out.paste(f.resize((w, h), Image.BOX),
+                  (gap + i % columns * (w + gap), gap + i // columns * (h + gap)))
+    return out
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--world", required=True)
@@ -38,10 +52,11 @@ def main():
     args = ap.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     world = World(args.world)
-    for kind in KINDS:
+    pages = {kind.replace("_", "-"): sheet(world, kind, args.seed) for kind in KINDS}
+    pages["invented-flags"] = flags(world, "invented")
+    for name, page in pages.items():
         # 64 colours keep the repository small; the sheets are for looking only.
-        page = sheet(world, kind, args.seed).quantize(64)
-        page.save(args.out / f"world-{kind.replace('_', '-')}.png", optimize=True)
+        page.quantize(64).save(args.out / f"world-{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
