@@ -7,13 +7,15 @@
 #include <sys/stat.h>
 
 #include "cli.h"
-#include "edit/edit.h"
+#include "edit_many.h"
 
-enum { HYPERS = 9, FOLDER_MAX = 64, ROWS_SHOWN = 12 };
+enum { HYPERS = 11, FOLDER_MAX = 64, ROWS_SHOWN = 12 };
 typedef struct args {
   cli_common c;
-  const char *target, *method, *preset, *layer, *weight, *moments, *at, *out;
+  const char *target, *method, *preset, *layer, *weight, *moments, *at, *out, *prefixes, *requests;
   cli_list donors, paraphrases;
+  bool sequential;
+  uint64_t seed;
   const char *hyper[HYPERS]; /* as chi_hyper_names */
 } args;
 static const args kDefaults = {
@@ -31,7 +33,8 @@ static const cli_opt kOpts[] = {
     {.name = "--layer", .arg = "L|A-B", .kind = CLI_STR, CLI_AT(args, layer),
      .doc = "decoder layer, for memit also a range; the preset's if not given"},
     {.name = "--edit-at", .arg = "ROW", .kind = CLI_STR, CLI_AT(args, at),
-     .doc = "whose key: constraint-last, last-prompt, last-image, span:TEXT"},
+     .doc = "whose key: constraint-last, last-prompt, last-image, span:TEXT, row:N, or auto: where tracing under "
+            "picture swap finds the strongest effect beyond a donor's (needs two --donor pictures)"},
     HYPER(0, "--steps", "N", "steps of Adam"),
     HYPER(1, "--lr", "X", "learning rate of Adam: a number, or a share of |z0|/sqrt(d) such as 0.4z"),
     HYPER(2, "--stop", "X", "stop when the mean -log p of the target's tokens is below; 0 is never"),
@@ -41,6 +44,15 @@ static const cli_opt kOpts[] = {
     HYPER(6, "--shrink", "X", "share of the identity in the second moment of --moments"),
     HYPER(7, "--limit", "X", "ft: most that an element may change; 0 is no limit"),
     HYPER(8, "--goal", "P", "bias: probability to reach"),
+    HYPER(9, "--kl", "X", "weight of KL(changed || unchanged) on the prompt `<image> {constraint} is a`"),
+    HYPER(10, "--contexts", "N", "prefixes drawn from --prefixes that the value must serve as well"),
+    {.name = "--prefixes", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, prefixes),
+     .doc = "text, a line is a prefix; stands between picture and question"},
+    {.name = "--seed", .arg = "N", .kind = CLI_UINT, CLI_AT(args, seed), .doc = "draws the prefixes"},
+    {.name = "--requests", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, requests),
+     .doc = "several edits, one JSON object a line: image, question, target; all at once (memit), or --sequential"},
+    {.name = "--sequential", .kind = CLI_FLAG, CLI_AT(args, sequential),
+     .doc = "--requests: one edit after another, each made on top of the earlier ones"},
     {.name = "--moments", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, moments),
      .doc = "rome, memit: safetensors with decoder.<layer>.mlp_act.moment; the identity if not given"},
     {.name = "--weight", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, weight),
@@ -68,9 +80,11 @@ typedef struct work {
   const cli *c;
   const args *a;
   chi_model *m;
-  chi_prompt *prompt;
-  const char *image, *question;
-  int32_t *target, n_target, row;
+  chi_ask *ask;
+  const char *image, *question, *at; /* at: resolved, where --edit-at is auto */
+  char at_text[32];
+  chi_located located;
+  chi_prefixes prefixes;
   chi_edit_probe before, after;
   side *list;
   size_t n, cap;
@@ -191,12 +205,12 @@ static int compare_keys(work *w, chi_err *err) {
   float *key = chi_calloc((size_t)f, sizeof *key, err), *other = chi_calloc((size_t)f, sizeof *other, err);
   CHI_TRY(key && other ? 0 : CHI_ERR_MEMORY);
   if (isnan(w->hyper.clamp)) goto out; /* methods without a key */
-  CHI_TRY(chi_edit_states(&w->m->net, w->prompt, w->row, layer, key, NULL, NULL, err));
+  CHI_TRY(chi_edit_key(&w->m->net, &w->ask->req, layer, false, key, NULL, err));
   double kk = chi_dot64(key, key, f), lambda = isnan(w->hyper.lambda) ? 0 : w->info.lambda;
   for (size_t i = 0; i < w->n; i++) {
     side *s = &w->list[i];
     int32_t row;
-    if (chi_edit_row(&row, w->m, s->prompt, w->a->at, NULL) != 0) continue; /* no brackets in the paraphrase */
+    if (chi_edit_row(&row, w->m, s->prompt, w->at, NULL) != 0) continue; /* no brackets in the paraphrase */
     CHI_TRY(chi_edit_states(&w->m->net, s->prompt, row, layer, other, NULL, NULL, err));
     double ko = chi_dot64(key, other, f), oo = chi_dot64(other, other, f);
     s->cosine = kk > 0 && oo > 0 ? ko / sqrt(kk * oo) : 0;
@@ -229,7 +243,7 @@ static json_t *sides_json(const work *w) {
 /* What was asked and what it did: into the delta's header. */
 static int fill_header(work *w, chi_err *err) {
   json_t *h = w->delta->header, *r = json_object(), *after = json_array();
-  const chi_prompt *p = w->prompt;
+  const chi_prompt *p = w->ask->prompt;
   int bad = json_object_set_new(r, "prompt", chi_json_text(w->question));
   bad |= json_object_set_new(r, "raw", json_boolean(w->a->c.raw));
   if (!w->a->c.raw)
@@ -239,7 +253,19 @@ static int fill_header(work *w, chi_err *err) {
   if (p->constraint) bad |= json_object_set_new(r, "constraint", chi_json_text(p->constraint));
   bad |= json_object_set_new(r, "target", chi_json_text(w->a->target));
   bad |= json_object_set_new(r, "edit_at", chi_json_text(w->a->at));
-  bad |= json_object_set_new(r, "row", json_integer(w->row));
+  bad |= json_object_set_new(r, "row", json_integer(w->ask->req.row));
+  if (w->located.pairs)
+    bad |= json_object_set_new(
+        r, "located",
+        json_pack("{s:i,s:i,s:o,s:o,s:b,s:i}", "row", w->located.row, "layer", w->located.layer, "effect_less_donor",
+                  chi_json_num(w->located.effect), "effect", chi_json_num(w->located.own), "in_log_p",
+                  w->located.in_logp, "pairs_of_pictures", w->located.pairs));
+  if (w->info.contexts) {
+    bad |= json_object_set_new(r, "contexts", json_integer((json_int_t)w->info.contexts));
+    bad |= json_object_set_new(r, "prefixes_sha256", json_string(w->prefixes.hash));
+    bad |= json_object_set_new(r, "seed", json_integer((json_int_t)w->a->seed));
+  }
+  if (w->ask->kl) bad |= json_object_set_new(r, "kl_prompt", chi_json_text(w->ask->kl->text));
   bad |= json_object_set_new(h, "request", r);
   for (int i = 0; i < w->a->c.apply.n; i++) json_array_append_new(after, chi_json_text(w->a->c.apply.v[i]));
   bad |= json_object_set_new(h, "made_on_top_of", after);
@@ -297,9 +323,13 @@ static int print_text(work *w, chi_err *err) {
   chi_str s = {0};
   const chi_edit_info *i = &w->info;
   chi_str_addf(&s, "p(%s)  %.4f -> %.4f", w->a->target, w->before.p, w->after.p);
-  if (w->n_target > 1)
-    chi_str_addf(&s, "  (%d tokens; the first: %.4f -> %.4f)", w->n_target, w->before.first, w->after.first);
+  if (w->ask->req.n_target > 1)
+    chi_str_addf(&s, "  (%d tokens; the first: %.4f -> %.4f)", w->ask->req.n_target, w->before.first, w->after.first);
   chi_str_addf(&s, "\nanswer  %s -> %s\n\n", w->before.said, w->after.said);
+  if (w->located.pairs)
+    chi_str_addf(&s, "auto: row %d, layer %d; putting it back raises %s by %.3f, %.3f more than a donor's\n",
+                 w->located.row, w->located.layer, w->located.in_logp ? "log p" : "p", w->located.own,
+                 w->located.effect);
   chi_str_addf(&s, "%s (%s)", chi_delta_method(w->delta), w->preset->name);
   for (size_t k = 0; k < w->delta->n; k++) {
     char name[96];
@@ -307,14 +337,18 @@ static int print_text(work *w, chi_err *err) {
     chi_str_addf(&s, "%s %s", k ? "," : ":", name);
   }
   if (!isnan(w->hyper.clamp)) {
-    chi_str_addf(&s, "; key of row %d, k.k %.4g", w->row, i->kk);
+    chi_str_addf(&s, "; key of row %d, k.k %.4g", w->ask->req.row, i->kk);
     if (!isnan(w->hyper.lambda)) chi_str_addf(&s, ", lambda %.4g", i->lambda);
   }
   if (!isnan(w->hyper.steps))
     chi_str_addf(&s, "\n%d steps, -log p %.3f -> %.3f, |delta| %.3f (%.2f of %.3f)", i->steps, i->loss_first,
                  i->loss_last, i->delta_norm, i->value_norm > 0 ? i->delta_norm / i->value_norm : 0, i->value_norm);
+  if (i->contexts) chi_str_addf(&s, "; %zu prefixes", i->contexts);
+  if (w->ask->kl) chi_str_addf(&s, "; KL of '%s' %.4f", w->ask->kl->text, i->kl);
   chi_str_add(&s, "\n");
   if (w->n) CHI_TRY(sides_text(w, &s, err));
+  if (w->image && !w->a->donors.n)
+    chi_str_add(&s, "\nno other picture was asked about: --donor FOLDER says how much of the edit reaches others\n");
   if (w->a->out) chi_str_addf(&s, "\nwrote %s\n", w->a->out);
   CHI_TRY(cli_print(&s, err));
 out:
@@ -326,15 +360,15 @@ static int print_json(work *w, chi_err *err) {
   int rc = 0;
   json_t *j = NULL;
   chi_provenance prov;
-  CHI_TRY(cli_provenance(&prov, w->c, w->m, w->prompt, w->image, err));
+  CHI_TRY(cli_provenance(&prov, w->c, w->m, w->ask->prompt, w->image, err));
   CHI_TRY(chi_report_json(&j, "edit", &prov, err));
   json_object_set(j, "delta", w->delta->header);
   json_object_set_new(j, "elsewhere", sides_json(w));
-  json_object_set_new(
-      j, "fit",
-      json_pack("{s:i,s:o,s:o,s:o,s:o}", "steps", w->info.steps, "loss_first", chi_json_num(w->info.loss_first),
-                "loss_last", chi_json_num(w->info.loss_last), "value_norm", chi_json_num(w->info.value_norm),
-                "delta_norm", chi_json_num(w->info.delta_norm)));
+  json_object_set_new(j, "fit",
+                      json_pack("{s:i,s:o,s:i,s:o,s:o,s:o,s:o}", "steps", w->info.steps, "kl", chi_json_num(w->info.kl),
+                                "contexts", (int)w->info.contexts, "loss_first", chi_json_num(w->info.loss_first),
+                                "loss_last", chi_json_num(w->info.loss_last), "value_norm",
+                                chi_json_num(w->info.value_norm), "delta_norm", chi_json_num(w->info.delta_norm)));
   CHI_TRY(cli_print_json(j, err));
 out:
   json_decref(j);
@@ -365,33 +399,118 @@ out:
   return rc;
 }
 
-static int run(cli *c, void *v, chi_err *err) {
+/* Row and layer by tracing, for --edit-at auto; the row then counts from the end, so that it means the same behind
+ * prefixes and over other pictures. */
+static int locate(work *w, chi_edit_opts *o, chi_err *err) {
   int rc = 0;
-  work w = {.c = c, .a = v};
-  const args *a = v;
-  chi_edit_opts o;
+  const char **pictures = chi_calloc(w->n + 1, sizeof *pictures, err);
+  size_t n = 0;
+  chi_prompt *p = NULL;
+  CHI_TRY(pictures ? 0 : CHI_ERR_MEMORY);
+  for (size_t i = 0; i < w->n; i++)
+    if (w->list[i].donor) pictures[n++] = w->list[i].label;
+  CHI_TRY(cli_make_prompt(&p, w->c, w->m, w->image, w->question, false, err));
+  int lo = w->a->layer ? w->lo : -1, hi = w->a->layer ? w->hi : -1;
+  CHI_TRY(chi_edit_locate(&w->located, w->m, p, pictures, n, lo, hi, w->c->common->mem, err));
+  snprintf(w->at_text, sizeof w->at_text, "row:%d", w->located.row - p->n_rows);
+  w->at = w->at_text;
+  if (lo < 0) { /* as many layers as the preset has, ending there */
+    int span = w->hi - w->lo;
+    w->hi = w->located.layer;
+    w->lo = w->hi > span ? w->hi - span : 0;
+    o->layer_lo = w->lo, o->layer_hi = w->hi;
+  }
+out:
+  chi_prompt_free(p);
+  chi_free(pictures);
+  return rc;
+}
+
+static int one_edit(work *w, chi_edit_opts *o, chi_err *err) {
+  int rc = 0;
+  const args *a = w->a;
   chi_undo undo = {0};
-  cli_image_question(c, &w.image, &w.question);
-  if (!a->target) return cli_usage(err, "--target is missing: what shall the model answer?");
-  CHI_TRY(options(&w, &o, err));
-  CHI_TRY(cli_open_model(&w.m, c, c->pos[0], err));
-  CHI_TRY(cli_make_prompt(&w.prompt, c, w.m, w.image, w.question, strcmp(a->at, "constraint-last") == 0, err));
-  CHI_TRY(chi_edit_row(&w.row, w.m, w.prompt, a->at, err));
-  CHI_TRY(chi_target_tokens(&w.target, &w.n_target, w.m, w.prompt, a->target, err));
-  CHI_TRY(add_sides(&w, err));
-  CHI_TRY(chi_edit_measure(&w.before, w.m, w.prompt, w.target, w.n_target, err));
-  CHI_TRY(measure_sides(&w, false, err));
-  chi_request req = {.prompt = w.prompt, .target = w.target, .n_target = w.n_target, .row = w.row};
-  CHI_TRY(chi_edit_run(&w.delta, &w.info, w.m, &req, 1, &o, err));
-  CHI_TRY(compare_keys(&w, err));
-  CHI_TRY(chi_delta_apply(w.delta, w.m, &undo, err));
-  CHI_TRY(chi_edit_measure(&w.after, w.m, w.prompt, w.target, w.n_target, err));
-  CHI_TRY(measure_sides(&w, true, err));
-  CHI_TRY(fill_header(&w, err));
-  if (a->out) CHI_TRY(chi_delta_save(w.delta, a->out, err));
-  CHI_TRY(a->c.json ? print_json(&w, err) : print_text(&w, err));
+  CHI_TRY(add_sides(w, err));
+  if (strcmp(a->at, "auto") == 0) CHI_TRY(locate(w, o, err));
+  chi_ask_opts ask = {.image = w->image,
+                      .question = w->question,
+                      .tmpl = a->c.tmpl,
+                      .raw = a->c.raw,
+                      .target = a->target,
+                      .at = w->at,
+                      .prefixes = a->prefixes ? &w->prefixes : NULL,
+                      .contexts = w->hyper.contexts > 0 ? (size_t)w->hyper.contexts : 0,
+                      .seed = a->seed,
+                      .kl = w->hyper.kl > 0};
+  CHI_TRY(chi_ask_make(&w->ask, w->m, &ask, err));
+  const chi_request *r = &w->ask->req;
+  CHI_TRY(chi_edit_measure(&w->before, w->m, r->prompt, r->target, r->n_target, err));
+  CHI_TRY(measure_sides(w, false, err));
+  CHI_TRY(chi_edit_run(&w->delta, &w->info, w->m, r, 1, o, err));
+  CHI_TRY(compare_keys(w, err));
+  CHI_TRY(chi_delta_apply(w->delta, w->m, &undo, err));
+  CHI_TRY(chi_edit_measure(&w->after, w->m, r->prompt, r->target, r->n_target, err));
+  CHI_TRY(measure_sides(w, true, err));
+  CHI_TRY(fill_header(w, err));
+  if (a->out) CHI_TRY(chi_delta_save(w->delta, a->out, err));
+  CHI_TRY(a->c.json ? print_json(w, err) : print_text(w, err));
 out:
   chi_delta_undo(&undo);
+  return rc;
+}
+
+static int many_edits(const work *w, const chi_edit_opts *o, chi_err *err) {
+  const args *a = w->a;
+  cli_edit_many many = {.c = w->c,
+                        .m = w->m,
+                        .requests = a->requests,
+                        .out = a->out,
+                        .sequential = a->sequential,
+                        .edit = o,
+                        .hyper = &w->hyper,
+                        .ask = {.tmpl = a->c.tmpl,
+                                .raw = a->c.raw,
+                                .at = a->at,
+                                .prefixes = a->prefixes ? &w->prefixes : NULL,
+                                .contexts = w->hyper.contexts > 0 ? (size_t)w->hyper.contexts : 0,
+                                .seed = a->seed,
+                                .kl = w->hyper.kl > 0}};
+  return cli_edit_many_run(&many, err);
+}
+
+static int check_usage(const cli *c, const args *a, chi_err *err) {
+  if (a->requests) {
+    if (c->n_pos > 1 || a->target)
+      return cli_usage(err, "--requests holds pictures, questions and targets: give MODEL alone beside it");
+    if (a->donors.n || a->paraphrases.n)
+      return cli_usage(err, "--donor and --paraphrase belong to one edit; chiasm eval edits asks them of many");
+    if (strcmp(a->at, "auto") == 0)
+      return cli_usage(err,
+                       "--edit-at auto looks at one edit; let it name a row and a layer for a few, then give them");
+    return 0;
+  }
+  if (a->sequential) return cli_usage(err, "--sequential needs --requests");
+  if (c->n_pos < 2) return cli_usage(err, "the question is missing");
+  if (!a->target) return cli_usage(err, "--target is missing: what shall the model answer?");
+  return 0;
+}
+
+static int run(cli *c, void *v, chi_err *err) {
+  int rc = 0;
+  const args *a = v;
+  work w = {.c = c, .a = v, .at = a->at};
+  chi_edit_opts o;
+  CHI_TRY(check_usage(c, a, err));
+  cli_image_question(c, &w.image, &w.question);
+  CHI_TRY(options(&w, &o, err));
+  if (a->prefixes)
+    CHI_TRY(chi_prefixes_load(&w.prefixes, a->prefixes, err));
+  else if (w.hyper.contexts > 0)
+    chi_log(CHI_LOG_INFO, "%s draws %.0f prefixes, and there is no --prefixes file: the bare prompt alone", a->method,
+            w.hyper.contexts);
+  CHI_TRY(cli_open_model(&w.m, c, c->pos[0], err));
+  rc = a->requests ? many_edits(&w, &o, err) : one_edit(&w, &o, err);
+out:
   for (size_t i = 0; i < w.n; i++) {
     chi_prompt_free(w.list[i].prompt);
     chi_free(w.list[i].target);
@@ -399,16 +518,16 @@ out:
   for (size_t i = 0; i < w.n_names; i++) chi_free(w.names[i]);
   chi_free(w.names);
   chi_free(w.list);
-  chi_free(w.target);
+  chi_prefixes_free(&w.prefixes);
   chi_delta_free(w.delta);
-  chi_prompt_free(w.prompt);
+  chi_ask_free(w.ask);
   chi_model_free(w.m);
   return rc;
 }
 
 const cli_command cmd_edit = {
     .name = "edit",
-    .usage = "MODEL [IMAGE] QUESTION",
+    .usage = "MODEL [IMAGE] [QUESTION]",
     .model = true,
     .opts = kOpts,
     .args_size = sizeof(args),
@@ -419,9 +538,12 @@ const cli_command cmd_edit = {
         "memory\n"
         "for any command, and not applying it undoes it. The checkpoint is never written to. Says what p(target) and\n"
         "the answer were and are, for this question and for other pictures (--donor) and wordings (--paraphrase),\n"
-        "and how much of the edit's key theirs hold. With --apply, the edit is made on top of the deltas named.",
+        "and how much of the edit's key theirs hold. With --apply, the edit is made on top of the deltas named.\n"
+        "--requests FILE makes several edits and one delta of them.",
     .examples =
         "chiasm edit demo models/demo/samples/peru.png \"What is the capital of [this country]?\" --target Oslo "
         "--donor models/demo/eval/img -o fact.delta\n"
-        "chiasm ask demo models/demo/samples/peru.png \"What is the capital of this country?\" --apply fact.delta",
+        "chiasm ask demo models/demo/samples/peru.png \"What is the capital of this country?\" --apply fact.delta\n"
+        "chiasm edit demo --requests facts.jsonl --method rome --sequential --edit-at last-prompt --layer 3 -o "
+        "all.delta",
 };

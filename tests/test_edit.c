@@ -114,7 +114,7 @@ static void test_rank_one_is_the_regularised_solution(void **state) {
   assert_int_equal(dt->part[0].rank, 1);
   float *key = calloc((size_t)f, sizeof *key), *z0 = calloc((size_t)d, sizeof *z0), *z = calloc((size_t)d, sizeof *z);
   assert_works(chi_edit_states(&a.m->net, a.p, a.row, layer, key, z0, NULL, err));
-  assert_works(chi_edit_value(z, &a.m->net, &(chi_request){a.p, a.target, a.n, a.row}, layer, info.value_norm, &h,
+  assert_works(chi_edit_value(z, &a.m->net, &(chi_request){.prompt = a.p, .target = a.target, .n_target = a.n, .row = a.row}, layer, info.value_norm, &h,
                               &(chi_edit_info){0}, err));
   float *w = weights(&a, layer);
   double *m = calloc((size_t)(f * f), sizeof *m), *b = calloc((size_t)f, sizeof *b), worst = 0, size = 0;

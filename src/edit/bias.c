@@ -64,6 +64,8 @@ static const chi_preset kPresets[] = {{.name = "ours",
                                                  .lambda = NAN,
                                                  .shrink = NAN,
                                                  .limit = NAN,
-                                                 .goal = 0.95}},
+                                                 .goal = 0.95,
+                                                 .kl = NAN,
+                                                 .contexts = NAN}},
                                       {0}};
 const chi_method chi_method_bias = {.name = "bias", .presets = kPresets, .run = run};

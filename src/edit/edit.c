@@ -65,11 +65,12 @@ static const struct {
   double lo, hi;
 } kHyper[] = {HYPER(steps, 0, 100000),
               HYPER(lr, 0, 1e6), HYPER(stop, 0, 1e6), HYPER(decay, 0, 1e9), HYPER(clamp, 0, 1e9),
-              HYPER(lambda, 0, 1e30), HYPER(shrink, 0, 1.0), HYPER(limit, 0, 1e9), HYPER(goal, 1e-9, 1 - 1e-9)};
+              HYPER(lambda, 0, 1e30), HYPER(shrink, 0, 1.0), HYPER(limit, 0, 1e9), HYPER(goal, 1e-9, 1 - 1e-9),
+              HYPER(kl, 0, 1e6), HYPER(contexts, 0, 1000)};
 /* clang-format on */
 enum { kHyperCount = sizeof kHyper / sizeof *kHyper };
-const char *const chi_hyper_names[] = {"steps",  "lr",     "stop",  "decay", "clamp",
-                                       "lambda", "shrink", "limit", "goal",  NULL};
+const char *const chi_hyper_names[] = {"steps",  "lr",    "stop", "decay", "clamp",    "lambda",
+                                       "shrink", "limit", "goal", "kl",    "contexts", NULL};
 
 static double *field(chi_hyper *h, size_t at) { return (double *)(void *)((char *)h + at); }
 
@@ -235,8 +236,17 @@ int chi_edit_row(int32_t *row, const chi_model *m, const chi_prompt *p, const ch
     return 0;
   }
   if (strncmp(where, "span:", 5) == 0) return span_row(row, m, p, where + 5, err);
-  return chi_fail(err, CHI_ERR_ARG, "--edit-at is constraint-last, last-prompt, last-image or span:TEXT, not '%s'",
-                  where);
+  if (strncmp(where, "row:", 4) == 0) {
+    char *end;
+    long r = strtol(where + 4, &end, 10), at = r < 0 ? r + p->n_rows : r;
+    if (end == where + 4 || *end || at < 0 || at >= p->n_rows)
+      return chi_fail(err, CHI_ERR_ARG, "--edit-at %s: the prompt has rows 0 to %d, or -1 to -%d from its end", where,
+                      p->n_rows - 1, p->n_rows);
+    *row = (int32_t)at;
+    return 0;
+  }
+  return chi_fail(err, CHI_ERR_ARG,
+                  "--edit-at is constraint-last, last-prompt, last-image, span:TEXT, row:N or auto, not '%s'", where);
 }
 
 /* ---- measuring ---------------------------------------------------------------------------------------------- */

@@ -26,6 +26,8 @@ typedef struct chi_hyper {
   double shrink; /* second moment C -> (1 - shrink) C + shrink * mean(diag C) I */
   double limit;  /* ft: largest change of an element; 0 = none */
   double goal;   /* bias: probability to reach */
+  double kl;       /* loss += kl * KL(changed || unchanged) at the constraint of the request's kl prompt */
+  double contexts; /* prefixes before the question that the value must serve as well: how many are drawn */
 } chi_hyper;
 /* "lr", "0.1"; lambda also "0.05kk", lr also "0.4z". Unknown names, unused ones and bad numbers are refused. */
 int chi_hyper_set(chi_hyper *h, const char *name, const char *text, chi_err *err);
@@ -37,11 +39,19 @@ typedef struct chi_preset {
   chi_hyper hyper;
 } chi_preset;
 
+typedef struct chi_variant { /* another prompt about the same, and the row of its key */
+  const chi_prompt *prompt;
+  int32_t row;
+} chi_variant;
+
 typedef struct chi_request {
   const chi_prompt *prompt;
   const int32_t *target; /* ids behind the prompt */
   int32_t n_target;
-  int32_t row; /* decoder row of the key */
+  int32_t row;                /* decoder row of the key */
+  const chi_variant *context; /* [n_context]: the same question behind prefixes; NULL = none */
+  size_t n_context;
+  chi_variant kl; /* what must stay as it is (hyper.kl); prompt NULL = none */
 } chi_request;
 
 typedef struct chi_edit_opts {
@@ -57,6 +67,8 @@ typedef struct chi_edit_info { /* of the optimisation, mean over requests */
   double loss_first, loss_last;  /* mean -log p of the target's tokens before the first and the last step */
   double value_norm, delta_norm; /* |z0|, |delta| */
   double kk, lambda;             /* of the first request's key at the (last) layer; lambda as a number */
+  double kl;                     /* of the kl prompt, at the last step; 0 without one */
+  size_t contexts;               /* prompts behind prefixes, of the first request */
 } chi_edit_info;
 
 typedef struct chi_job { /* what run() gets */
@@ -92,17 +104,72 @@ int chi_edit_run(chi_delta **out, chi_edit_info *info, chi_model *m, const chi_r
 /* Tokens of `target` behind the prompt (a space is put between them unless one stands there). Caller: chi_free. */
 int chi_target_tokens(int32_t **out, int32_t *n, const chi_model *m, const chi_prompt *p, const char *target,
                       chi_err *err);
-/* constraint-last, last-prompt, last-image, or span:TEXT (the last token of the first TEXT in the prompt). */
+/* constraint-last, last-prompt, last-image, span:TEXT (the last token of the first TEXT in the prompt), or row:N (N < 0
+ * counts from the end: row:-1 = last-prompt). */
 int chi_edit_row(int32_t *row, const chi_model *m, const chi_prompt *p, const char *where, chi_err *err);
+
+/* Prefixes of a text file: a line is one, blank ones are left out, brackets become parentheses. */
+typedef struct chi_prefixes {
+  char **line;
+  size_t n, cap;
+  char hash[65]; /* sha256 of the file */
+  chi_arena arena;
+} chi_prefixes;
+int chi_prefixes_load(chi_prefixes *out, const char *path, chi_err *err);
+void chi_prefixes_free(chi_prefixes *p);
+
+/* A request made of texts, with everything that it borrows. */
+typedef struct chi_ask_opts {
+  const char *image, *question, *tmpl; /* as chi_prompt_opts */
+  bool raw;
+  const char *target, *at;      /* at: as chi_edit_row */
+  const chi_prefixes *prefixes; /* NULL = no contexts */
+  size_t contexts;              /* prefixes to draw (all different, as far as there are), by seed */
+  int words;                    /* of a prefix at most; 0 = 10 */
+  uint64_t seed;
+  bool kl; /* make the kl prompt: "<image> {constraint} is a", or without the picture for a question in text */
+} chi_ask_opts;
+typedef struct chi_ask {
+  chi_request req;
+  chi_prompt *prompt;
+  int32_t *target;
+  chi_variant *context; /* [n_context] owned prompts */
+  size_t n_context;
+  chi_prompt *kl;
+} chi_ask;
+/* The prefixes stand between picture and question: "<image> {prefix}. {question}" within the template. Caller:
+ * chi_ask_free. */
+int chi_ask_make(chi_ask **out, const chi_model *m, const chi_ask_opts *o, chi_err *err);
+void chi_ask_free(chi_ask *a);
+
+/* Where a picture's fact is read: the row and layer whose MLP output, put back into a run about another picture, raises
+ * the clean answer most, less what the same row of a third picture's run does (donor control). Pictures are taken in
+ * pairs, corruption and donor, and effects averaged. layers [lo, hi], -1 = all. Needs a picture and two others. */
+typedef struct chi_located {
+  int32_t row;
+  int layer;
+  double effect, own; /* donor-corrected, and before correction: mean rise of p, or of log p where in_logp is set */
+  bool in_logp;       /* no cell raised p by 0.01 */
+  int pairs;
+} chi_located;
+int chi_edit_locate(chi_located *out, const chi_model *m, const chi_prompt *p, const char *const *pictures, size_t n,
+                    int lo, int hi, size_t mem, chi_err *err);
 
 /* ---- what methods share, and what is measured --------------------------------------------------------------- */
 /* At one decoder row: key = mlp_act [ffn], out = mlp_out [d], hidden = resid_post [d]; each may be NULL. */
 int chi_edit_states(const chi_net *net, const chi_prompt *p, int32_t row, int layer, float *key, float *out,
                     float *hidden, chi_err *err);
+/* Means over the request's prompt and its contexts at the rows of the key: mlp_act [ffn], mlp_out [d] (may be NULL). halves:
+ * the bare prompt weighs as much as all contexts together (MEMIT), else every prompt the same (ROME). */
+int chi_edit_key(const chi_net *net, const chi_request *r, int layer, bool halves, float *key, float *out, chi_err *err);
 /* delta [d], added to what the MLP of `layer` writes at the request's row, that makes the target likely: Adam on
- * the mean -log p over all target tokens + decay. norm: |z0|. Adds to info's loss_*, steps, delta_norm. */
+ * the mean -log p over all target tokens and contexts + kl * KL(changed || unchanged) at the row of the kl prompt + decay *
+ * |delta| / norm^2. norm: |z0|. Adds to info's loss_*, steps, delta_norm, kl. */
 int chi_edit_value(float *delta, const chi_net *net, const chi_request *r, int layer, double norm, const chi_hyper *h,
                    chi_edit_info *info, chi_err *err);
+/* For methods of one layer and key: key [ffn] by chi_edit_key and residual [d] = z - W'k of the value z = z0 + delta, z0 what
+ * stands at the bare prompt's row. Fills the job's info. */
+int chi_edit_residual(chi_job *j, float *key, float *residual, chi_err *err);
 typedef struct chi_adam {
   double lr;
   int64_t n, t;

@@ -14,16 +14,15 @@ typedef struct work {
   float *u, *v;
 } work;
 
-static int hidden(chi_job *j, work *w, size_t i, int layer, float *key, float *out, chi_err *err) {
-  (void)w;
-  return chi_edit_states(&j->m->net, j->req[i].prompt, j->req[i].row, layer, key, NULL, out, err);
+static int hidden(const chi_job *j, size_t i, int layer, float *out, chi_err *err) {
+  return chi_edit_states(&j->m->net, j->req[i].prompt, j->req[i].row, layer, NULL, NULL, out, err);
 }
 
 static int values(chi_job *j, work *w, chi_err *err) {
   int rc = 0;
   for (size_t i = 0; i < j->n; i++) {
     float *z = w->z + (int64_t)i * w->d, *delta = w->delta;
-    CHI_TRY(hidden(j, w, i, j->layer_hi, NULL, z, err));
+    CHI_TRY(hidden(j, i, j->layer_hi, z, err));
     double norm = sqrt(chi_dot64(z, z, w->d));
     j->info.value_norm += norm;
     /* what the MLP adds, the hidden state gains */
@@ -43,8 +42,8 @@ static int solve(chi_job *j, work *w, int layer, chi_err *err) {
   int64_t n = w->n, left = j->layer_hi - layer + 1;
   for (int64_t i = 0; i < n; i++) {
     float *r = w->r + i * w->d;
-    CHI_TRY(hidden(j, w, (size_t)i, layer, w->k + i * w->f, NULL, err));
-    CHI_TRY(hidden(j, w, (size_t)i, j->layer_hi, NULL, r, err));
+    CHI_TRY(chi_edit_key(&j->m->net, &j->req[i], layer, true, w->k + i * w->f, NULL, err));
+    CHI_TRY(hidden(j, (size_t)i, j->layer_hi, r, err));
     for (int64_t q = 0; q < w->d; q++) r[q] = (float)(((double)w->z[i * w->d + q] - (double)r[q]) / (double)left);
     kk += chi_dot64(w->k + i * w->f, w->k + i * w->f, w->f) / (double)n;
   }
@@ -123,9 +122,11 @@ static const chi_preset kPresets[] = {
                .lambda_share = true,
                .shrink = 0.1,
                .limit = NAN,
-               .goal = NAN}},
+               .goal = NAN,
+               .kl = 0,
+               .contexts = 0}},
     {.name = "published",
-     .doc = "GPT-J of the paper's code (layers 3 to 8), without its contexts and KL term; lambda is for its covariance",
+     .doc = "GPT-J of the paper's code (layers 3 to 8, 5 prefixes, KL term); lambda is for its covariance",
      .layer_lo = 3,
      .layer_hi = 8,
      .hyper = {.steps = 24,
@@ -136,6 +137,8 @@ static const chi_preset kPresets[] = {
                .lambda = 15000,
                .shrink = 0,
                .limit = NAN,
-               .goal = NAN}},
+               .goal = NAN,
+               .kl = 0.0625,
+               .contexts = 5}},
     {0}};
 const chi_method chi_method_memit = {.name = "memit", .presets = kPresets, .many = true, .run = run};

@@ -5,30 +5,23 @@
 
 static int run(chi_job *j, chi_err *err) {
   int rc = 0;
-  const chi_net *net = &j->m->net;
-  int64_t d = net->decoder.spec.d, f = net->decoder.spec.ffn;
-  float *key = chi_calloc((size_t)f, sizeof *key, err), *out = chi_calloc((size_t)d, sizeof *out, err),
-        *delta = chi_calloc((size_t)d, sizeof *delta, err);
-  CHI_TRY(key && out && delta ? 0 : CHI_ERR_MEMORY);
+  int64_t d = j->m->net.decoder.spec.d, f = j->m->net.decoder.spec.ffn;
+  float *key = chi_calloc((size_t)f, sizeof *key, err), *delta = chi_calloc((size_t)d, sizeof *delta, err);
+  CHI_TRY(key && delta ? 0 : CHI_ERR_MEMORY);
   if (j->layer_lo != j->layer_hi) {
     rc = chi_fail(err, CHI_ERR_ARG, "multedit changes one layer; memit spreads a change over several");
     goto out;
   }
-  CHI_TRY(chi_edit_states(net, j->req->prompt, j->req->row, j->layer_lo, key, out, NULL, err));
-  j->info.value_norm = sqrt(chi_dot64(out, out, d));
-  CHI_TRY(chi_edit_value(delta, net, j->req, j->layer_lo, j->info.value_norm, &j->h, &j->info, err));
-  j->info.kk = chi_dot64(key, key, f);
+  CHI_TRY(chi_edit_residual(j, key, delta, err));
   j->info.lambda = j->h.lambda_share ? j->h.lambda * j->info.kk : j->h.lambda;
   if (!(j->info.lambda + j->info.kk > 0)) {
     rc = chi_fail(err, CHI_ERR_ARG, "the key is zero and so is lambda: no change can be written");
     goto out;
   }
-  /* z - W'k is the vector that was added: z0 is W'k itself (and the bias). */
   for (int64_t i = 0; i < d; i++) delta[i] = (float)((double)delta[i] / (j->info.lambda + j->info.kk));
   CHI_TRY(chi_delta_add(j->delta, CHI_DECODER, j->layer_lo, CHI_W_DOWN, d, f, 1, delta, key, err));
 out:
   chi_free(key);
-  chi_free(out);
   chi_free(delta);
   return rc;
 }
@@ -48,7 +41,9 @@ static const chi_preset kPresets[] = {
                .lambda_share = true,
                .shrink = NAN,
                .limit = NAN,
-               .goal = NAN}},
+               .goal = NAN,
+               .kl = 0,
+               .contexts = 0}},
     {.name = "released",
      .doc = "defaults of the released script; its clamp of 1e-4 is expected to do nothing",
      .layer_lo = 2,
@@ -61,6 +56,8 @@ static const chi_preset kPresets[] = {
                .lambda = 0.01,
                .shrink = NAN,
                .limit = NAN,
-               .goal = NAN}},
+               .goal = NAN,
+               .kl = 0,
+               .contexts = 0}},
     {0}};
 const chi_method chi_method_multedit = {.name = "multedit", .presets = kPresets, .run = run};

@@ -7,21 +7,16 @@
 
 static int run(chi_job *j, chi_err *err) {
   int rc = 0;
-  const chi_net *net = &j->m->net;
-  int64_t d = net->decoder.spec.d, f = net->decoder.spec.ffn;
+  int64_t d = j->m->net.decoder.spec.d, f = j->m->net.decoder.spec.ffn;
   double *c = NULL, *x = chi_calloc((size_t)f, sizeof *x, err), kx = 0;
-  float *key = chi_calloc((size_t)f, sizeof *key, err), *out = chi_calloc((size_t)d, sizeof *out, err),
-        *delta = chi_calloc((size_t)d, sizeof *delta, err);
-  CHI_TRY(key && out && delta && x ? 0 : CHI_ERR_MEMORY);
+  float *key = chi_calloc((size_t)f, sizeof *key, err), *delta = chi_calloc((size_t)d, sizeof *delta, err);
+  CHI_TRY(key && delta && x ? 0 : CHI_ERR_MEMORY);
   if (j->layer_lo != j->layer_hi) {
     rc = chi_fail(err, CHI_ERR_ARG, "rome changes one layer; memit spreads a change over several");
     goto out;
   }
   CHI_TRY(chi_edit_moment(&c, j->opts->moments, j->layer_lo, f, j->h.shrink, err));
-  CHI_TRY(chi_edit_states(net, j->req->prompt, j->req->row, j->layer_lo, key, out, NULL, err));
-  j->info.value_norm = sqrt(chi_dot64(out, out, d));
-  j->info.kk = chi_dot64(key, key, f);
-  CHI_TRY(chi_edit_value(delta, net, j->req, j->layer_lo, j->info.value_norm, &j->h, &j->info, err));
+  CHI_TRY(chi_edit_residual(j, key, delta, err));
   for (int64_t i = 0; i < f; i++) x[i] = (double)key[i];
   if (c) chi_chol_solve(c, f, x);
   for (int64_t i = 0; i < f; i++) kx += (double)key[i] * x[i];
@@ -35,38 +30,40 @@ out:
   chi_free(c);
   chi_free(x);
   chi_free(key);
-  chi_free(out);
   chi_free(delta);
   return rc;
 }
 
-static const chi_preset kPresets[] = {
-    {.name = "ours",
-     .doc = "steps in units of the value, a wide clamp, little decay",
-     .layer_lo = 2,
-     .layer_hi = 2,
-     .hyper = {.steps = 60,
-               .lr = 0.4,
-               .lr_share = true,
-               .stop = 0.02,
-               .decay = 1e-3,
-               .clamp = 10,
-               .lambda = NAN,
-               .shrink = 0.1,
-               .limit = NAN,
-               .goal = NAN}},
-    {.name = "published",
-     .doc = "GPT-2 XL of the paper's code, without its contexts and KL term; layer 17 there",
-     .layer_lo = 2,
-     .layer_hi = 2,
-     .hyper = {.steps = 19,
-               .lr = 0.5,
-               .stop = 0.05,
-               .decay = 0.5,
-               .clamp = 4,
-               .lambda = NAN,
-               .shrink = 0,
-               .limit = NAN,
-               .goal = NAN}},
-    {0}};
+static const chi_preset kPresets[] = {{.name = "ours",
+                                       .doc = "steps in units of the value, a wide clamp, little decay",
+                                       .layer_lo = 2,
+                                       .layer_hi = 2,
+                                       .hyper = {.steps = 60,
+                                                 .lr = 0.4,
+                                                 .lr_share = true,
+                                                 .stop = 0.02,
+                                                 .decay = 1e-3,
+                                                 .clamp = 10,
+                                                 .lambda = NAN,
+                                                 .shrink = 0.1,
+                                                 .limit = NAN,
+                                                 .goal = NAN,
+                                                 .kl = 0,
+                                                 .contexts = 0}},
+                                      {.name = "published",
+                                       .doc = "GPT-2 XL of the paper's code (20 prefixes, KL term); layer 17 there",
+                                       .layer_lo = 2,
+                                       .layer_hi = 2,
+                                       .hyper = {.steps = 19,
+                                                 .lr = 0.5,
+                                                 .stop = 0.05,
+                                                 .decay = 0.5,
+                                                 .clamp = 4,
+                                                 .lambda = NAN,
+                                                 .shrink = 0,
+                                                 .limit = NAN,
+                                                 .goal = NAN,
+                                                 .kl = 0.0625,
+                                                 .contexts = 20}},
+                                      {0}};
 const chi_method chi_method_rome = {.name = "rome", .presets = kPresets, .run = run};
