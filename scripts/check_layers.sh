@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 find src cli -name '*.[ch]' -o -name '*.def' | sort | xargs awk '
   BEGIN {
-    n = split("base tensor file kernel text image site nn model sweep data analyze edit eval report cli", name, " ")
+    n = split("base tensor file kernel text image site nn model sweep data analyze edit eval study report cli", name, " ")
     for (i = 1; i <= n; i++) rank[name[i]] = i
   }
   FNR == 1 {
