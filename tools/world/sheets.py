@@ -55,8 +55,8 @@ def main():
     pages = {kind.replace("_", "-"): sheet(world, kind, args.seed) for kind in KINDS}
     pages["invented-flags"] = flags(world, "invented")
     for name, page in pages.items():
-        # 64 colours keep the repository small; the sheets are for looking only.
-        page.quantize(64).save(args.out / f"world-{name}.png", optimize=True)
+        # 128 colours keep the repository small; the sheets are for looking only.
+        page.quantize(128).save(args.out / f"world-{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
