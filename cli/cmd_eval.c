@@ -1,73 +1,61 @@
-/* chiasm eval: question items, by group, with intervals. */
-#include "eval/facts.h"
-
+/* chiasm eval: the card of a model on question items: by form, exposure group and relation, with intervals. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cli.h"
+#include "eval/card.h"
 
 typedef struct args {
   cli_common c;
-  const char *items, *out;
+  const char *items, *out, *split;
   int64_t limit, max_new;
-  bool require;
+  bool require, cells, twins;
 } args;
-static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .max_new = 16};
-static const cli_opt kOpts[] = {{.name = "--items",
-                                 .arg = "FILE",
-                                 .kind = CLI_STR,
-                                 CLI_AT(args, items),
-                                 .doc = "items, one JSON object a line; else MODEL's own eval/items.jsonl"},
-                                {.name = "--limit",
-                                 .arg = "N",
-                                 .kind = CLI_INT,
-                                 CLI_AT(args, limit),
-                                 .min = 0,
-                                 .max = 1e9,
-                                 .doc = "only the first N items"},
-                                {.name = "--max-new",
-                                 .arg = "N",
-                                 .kind = CLI_INT,
-                                 CLI_AT(args, max_new),
-                                 .min = 1,
-                                 .max = 63,
-                                 .doc = "tokens of an answer at most"},
-                                {.name = "--require",
-                                 .kind = CLI_FLAG,
-                                 CLI_AT(args, require),
-                                 .doc = "fail unless the demo model's promises hold (make demo-eval)"},
-                                {.name = "--output",
-                                 .letter = 'o',
-                                 .arg = "FILE",
-                                 .kind = CLI_STR,
-                                 CLI_AT(args, out),
-                                 .doc = "also write every item's result as CSV"},
-                                {0}};
+static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .max_new = 16, .split = "test"};
+static const cli_opt kOpts[] = {
+    {.name = "--items",
+     .arg = "FILE",
+     .kind = CLI_STR,
+     CLI_AT(args, items),
+     .doc = "items, one JSON object a line; else MODEL's own eval/items.jsonl"},
+    {.name = "--split",
+     .arg = "NAME",
+     .kind = CLI_STR,
+     CLI_AT(args, split),
+     .doc = "items of this split (dev, test), or all; items without a split always count"},
+    {.name = "--limit",
+     .arg = "N",
+     .kind = CLI_INT,
+     CLI_AT(args, limit),
+     .min = 0,
+     .max = 1e9,
+     .doc = "only the first N items of the file"},
+    {.name = "--max-new",
+     .arg = "N",
+     .kind = CLI_INT,
+     CLI_AT(args, max_new),
+     .min = 1,
+     .max = 63,
+     .doc = "tokens of an answer at most"},
+    {.name = "--cells", .kind = CLI_FLAG, CLI_AT(args, cells), .doc = "also a row for every form x group x relation"},
+    {.name = "--twins",
+     .kind = CLI_FLAG,
+     CLI_AT(args, twins),
+     .doc = "also ask the items' twins (by name, described, over another picture, blank)"},
+    {.name = "--require",
+     .kind = CLI_FLAG,
+     CLI_AT(args, require),
+     .doc = "fail unless the demo model's promises hold (make demo-eval)"},
+    {.name = "--output",
+     .letter = 'o',
+     .arg = "FILE",
+     .kind = CLI_STR,
+     CLI_AT(args, out),
+     .doc = "also write every item's result as CSV"},
+    {0}};
 
-typedef struct slice {
-  const char *label, *group, *relation;
-  int held_out;
-} slice;
-
-static bool in_slice(const chi_item *it, const void *ud) {
-  const slice *s = ud;
-  return (!s->group || strcmp(it->group, s->group) == 0) && (!s->relation || strcmp(it->relation, s->relation) == 0) &&
-         (s->held_out < 0 || it->held_out == (s->held_out == 1));
-}
-
-/* Distinct values of a field, in order of first appearance. */
-static size_t distinct(const chi_items *it, bool relation, const char **out, size_t cap) {
-  size_t n = 0;
-  for (size_t i = 0; i < it->n; i++) {
-    const char *v = relation ? it->item[i].relation : it->item[i].group;
-    size_t k = 0;
-    while (k < n && strcmp(out[k], v) != 0) k++;
-    if (k == n && n < cap) out[n++] = v;
-  }
-  return n;
-}
-
+/* ---- a row ------------------------------------------------------------------------------------------------- */
 static void percent(chi_table *t, int k, int n) {
   if (n)
     chi_table_cell(t, "%.1f", 100.0 * k / n);
@@ -75,122 +63,231 @@ static void percent(chi_table *t, int k, int n) {
     chi_table_cell(t, "-");
 }
 
-static void table_row(chi_table *t, const char *label, const chi_fact_sum *s) {
-  double lo, hi;
-  chi_wilson(s->right, s->n, &lo, &hi);
-  chi_table_cell(t, "%s", label);
-  chi_table_cell(t, "%d", s->n);
-  percent(t, s->right, s->n);
-  chi_table_cell(t, "%.1f-%.1f", 100 * lo, 100 * hi);
-  if (s->substitutes)
-    chi_table_cell(t, "%.3f", s->drop);
-  else
-    chi_table_cell(t, "-");
-  percent(t, s->counterfactual, s->substitutes);
-  if (s->paraphrases)
-    chi_table_cell(t, "%.3f", s->change);
+static void number(chi_table *t, double x, int n) {
+  if (n)
+    chi_table_cell(t, "%.3f", x);
   else
     chi_table_cell(t, "-");
 }
 
-static json_t *sum_json(const chi_fact_sum *s) {
-  double lo, hi;
-  chi_wilson(s->right, s->n, &lo, &hi);
-  json_t *o = json_pack("{s:i,s:i,s:o,s:o}", "n", s->n, "right", s->right, "ci95_lo", chi_json_num(lo), "ci95_hi",
-                        chi_json_num(hi));
-  json_object_update_new(o, json_pack("{s:i,s:i,s:o,s:i,s:o}", "substituted", s->substitutes, "counterfactual",
-                                      s->counterfactual, "mean_drop", chi_json_num(s->drop), "paraphrased",
-                                      s->paraphrases, "mean_change", chi_json_num(s->change)));
+static void card_row(chi_table *t, const char *label, const chi_card_sum *s) {
+  chi_table_cell(t, "%s", label);
+  chi_table_cell(t, "%d", s->n);
+  chi_table_cell(t, "%d", s->units);
+  percent(t, s->right, s->n);
+  chi_table_cell(t, "%.1f-%.1f", 100 * s->lo, 100 * s->hi);
+  percent(t, s->majority, s->n);
+  number(t, s->part[0].drop, s->part[0].n);
+  for (int k = 0; k < 2; k++) {
+    percent(t, s->part[k].changed, s->part[k].n);
+    percent(t, s->part[k].counterfactual, s->part[k].n);
+  }
+  number(t, s->change, s->paraphrases);
+}
+
+static json_t *share_json(int k, int n) { return chi_json_num(n ? (double)k / n : NAN); }
+
+static json_t *sum_json(const chi_card_sum *s) {
+  json_t *o = json_pack("{s:i,s:i,s:i,s:o,s:o,s:o,s:i}", "n", s->n, "units", s->units, "right", s->right, "share",
+                        share_json(s->right, s->n), "ci95_lo", chi_json_num(s->lo), "ci95_hi", chi_json_num(s->hi),
+                        "majority_right", s->majority);
+  json_t *parts = json_array(), *twins = json_object();
+  for (int k = 0; k < CHI_ITEM_PARTS && s->part[k].n; k++)
+    json_array_append_new(
+        parts, json_pack("{s:i,s:i,s:i,s:o}", "n", s->part[k].n, "changed", s->part[k].changed, "counterfactual",
+                         s->part[k].counterfactual, "mean_drop", chi_json_num(s->part[k].drop)));
+  for (int k = 0; k < CHI_ITEM_TWINS; k++)
+    if (s->twin[k].n)
+      json_object_set_new(twins, chi_item_twin_names[k],
+                          json_pack("{s:i,s:i}", "n", s->twin[k].n, "right", s->twin[k].right));
+  json_object_set_new(o, "constraints", parts);
+  json_object_update_new(o,
+                         json_pack("{s:i,s:o}", "paraphrased", s->paraphrases, "mean_change", chi_json_num(s->change)));
+  if (s->truths)
+    json_object_set_new(o, "taught_wrongly", json_pack("{s:i,s:i}", "n", s->truths, "said_the_truth", s->truth));
+  if (s->priors)
+    json_object_set_new(o, "against_prior", json_pack("{s:i,s:i}", "n", s->priors, "said_the_prior", s->prior));
+  if (json_object_size(twins)) json_object_set(o, "twins", twins);
+  json_decref(twins);
   return o;
 }
 
-static int report(const chi_items *it, const chi_fact_result *r, json_t *j, chi_str *text, int width, chi_err *err) {
-  static const char *const kHead[] = {"items", "n", "right %", "95 % interval", "drop", "counterf. %", "paraphr."};
+/* ---- tables ------------------------------------------------------------------------------------------------- */
+static const char *const kHead[] = {"items", "n",       "units", "right %", "95 % interval", "constant",
+                                    "drop",  "1st ch.", "1st %", "2nd ch.", "2nd %",         "paraphr."};
+static const char kAlign[] = "lrrrrrrrrrrr";
+
+static void label_of(char *out, size_t cap, const chi_card_slice *s, int fields) {
+  const char *part[3] = {fields & CHI_CARD_FORM ? s->form : NULL, fields & CHI_CARD_GROUP ? s->group : NULL,
+                         fields & CHI_CARD_RELATION ? s->relation : NULL};
+  size_t at = 0;
+  out[0] = 0;
+  for (int k = 0; k < 3 && at < cap; k++)
+    if (part[k]) at += (size_t)snprintf(out + at, cap - at, "%s%s", at ? " / " : "", *part[k] ? part[k] : "-");
+}
+
+/* One table of all combinations of the fields; rows = false leaves the text out and fills the JSON alone. */
+static int section(chi_card *c, const char *title, const char *key, int fields, bool rows, json_t *j, chi_str *text,
+                   int width, chi_err *err) {
   int rc = 0;
+  size_t n = 0;
+  chi_card_slice *s = NULL;
   chi_table *t = NULL;
-  const char *v[64];
-  json_t *groups = json_object(), *relations = json_object();
-  CHI_TRY(chi_table_new(&t, kHead, "lrrrrrr", err));
-  for (int rel = 0; rel < 2; rel++) {
-    size_t n = distinct(it, rel == 1, v, 64);
-    for (size_t k = 0; k < n; k++) {
-      slice s = {.group = rel ? NULL : v[k], .relation = rel ? v[k] : NULL, .held_out = -1};
-      chi_fact_sum sum = chi_facts_sum(it, r, in_slice, &s);
-      char label[80];
-      snprintf(label, sizeof label, "%s%s", rel ? "relation: " : "", v[k]);
-      table_row(t, label, &sum);
-      json_object_set_new(rel ? relations : groups, v[k], sum_json(&sum));
-    }
+  json_t *list = json_array();
+  CHI_TRY(chi_card_slices(&s, &n, c, fields, err));
+  CHI_TRY(chi_table_new(&t, kHead, kAlign, err));
+  for (size_t k = 0; k < n; k++) {
+    char label[128];
+    chi_card_sum sum = chi_card_sum_of(c, &s[k]);
+    label_of(label, sizeof label, &s[k], fields);
+    card_row(t, label, &sum);
+    json_t *o = sum_json(&sum);
+    if (fields & CHI_CARD_FORM) json_object_set_new(o, "form", chi_json_text(s[k].form));
+    if (fields & CHI_CARD_GROUP) json_object_set_new(o, "entity_group", chi_json_text(s[k].group));
+    if (fields & CHI_CARD_RELATION) json_object_set_new(o, "relation", chi_json_text(s[k].relation));
+    json_array_append_new(list, o);
   }
-  slice held = {.held_out = 1}, all = {.held_out = -1};
-  chi_fact_sum h = chi_facts_sum(it, r, in_slice, &held), a = chi_facts_sum(it, r, in_slice, &all);
-  if (h.n) table_row(t, "held-out wordings", &h);
-  table_row(t, "all", &a);
-  json_object_set(j, "groups", groups);
-  json_object_set(j, "relations", relations);
-  json_object_set_new(j, "held_out", sum_json(&h));
-  json_object_set_new(j, "all", sum_json(&a));
-  CHI_TRY(chi_table_text(t, width, text, err));
-  chi_str_add(text,
-              "drop: mean fall of p(first answer token) when the bracketed words are replaced by\nothers of the same "
-              "length; counterf.: the model then says what is "
-              "right for those;\nparaphr.: mean |change| of p under words that mean the same.\n");
+  json_object_set(j, key, list);
+  if (rows && n > 1) {
+    chi_str_addf(text, "%s\n", title);
+    CHI_TRY(chi_table_text(t, width, text, err));
+    chi_str_add(text, "\n");
+  }
 out:
-  json_decref(groups);
-  json_decref(relations);
+  json_decref(list);
+  chi_free(s);
   chi_table_free(t);
   return rc;
 }
 
-/* What the demo model must be able to do for its maps to mean anything (docs/design.md, section 8). */
-static int require_demo(const chi_items *it, const chi_fact_result *r, chi_str *text, chi_err *err) {
+static int further(chi_card *c, json_t *j, chi_str *text, int width, chi_err *err) {
   static const struct {
-    const char *what, *group;
-    double right;
-  } kMin[] = {{"facts", "fact", 0.90},
-              {"colours", "color", 0.95},
-              {"text twins, named", "text_named", 0.95},
-              {"text twins, described", "text_described", 0.95},
-              {"named over another's flag", "named_over", 0.90}};
-  int failed = 0;
-  for (size_t i = 0; i < sizeof kMin / sizeof *kMin; i++) {
-    slice s = {.group = kMin[i].group, .held_out = -1};
-    chi_fact_sum sum = chi_facts_sum(it, r, in_slice, &s);
-    bool ok = sum.n > 0 && sum.right >= kMin[i].right * sum.n;
-    chi_str_addf(text, "%s  %s: %.1f %% (needed %.0f)\n", ok ? "ok    " : "FAILED", kMin[i].what,
-                 sum.n ? 100.0 * sum.right / sum.n : 0.0, 100 * kMin[i].right);
-    failed += !ok;
+    const char *label, *key;
+    chi_card_slice s;
+  } kSlices[] = {{"held-out wordings", "held_out", {.held_out = CHI_PICK_YES}},
+                 {"known: group A and scenes", "known", {.known = CHI_PICK_YES}},
+                 {"known, held-out wordings", "known_held_out", {.known = CHI_PICK_YES, .held_out = CHI_PICK_YES}},
+                 {"known, one constraint", "known_one_constraint", {.known = CHI_PICK_YES, .parts = 1}},
+                 {"known, two constraints", "known_two_constraints", {.known = CHI_PICK_YES, .parts = 2}},
+                 {"answer in the name", "readable", {.readable = CHI_PICK_YES}},
+                 {"first token shared", "first_token_shared", {.shared = CHI_PICK_YES}},
+                 {"against the training prior", "prior", {.prior = CHI_PICK_YES}},
+                 {"hard split", "hard", {.hard = CHI_PICK_YES}},
+                 {"group C, not in the name", "facts_c", {.group = "C", .fact = CHI_PICK_YES, .readable = CHI_PICK_NO}},
+                 {"group D, not in the name", "facts_d", {.group = "D", .fact = CHI_PICK_YES, .readable = CHI_PICK_NO}},
+                 {"all", "all", {0}}};
+  int rc = 0;
+  chi_table *t = NULL;
+  CHI_TRY(chi_table_new(&t, kHead, kAlign, err));
+  for (size_t k = 0; k < sizeof kSlices / sizeof *kSlices; k++) {
+    chi_card_sum s = chi_card_sum_of(c, &kSlices[k].s);
+    if (s.n == 0) continue;
+    card_row(t, kSlices[k].label, &s);
+    json_object_set_new(j, kSlices[k].key, sum_json(&s));
   }
-  slice all = {.held_out = -1};
-  chi_fact_sum a = chi_facts_sum(it, r, in_slice, &all);
-  bool drop = a.drop >= 0.5, cf = a.counterfactual >= 0.8 * a.substitutes && a.substitutes > 0, para = a.change <= 0.05,
-       many = a.n >= 2000;
-  chi_str_addf(text, "%s  substitution lowers p by %.3f (needed 0.5)\n", drop ? "ok    " : "FAILED", a.drop);
-  chi_str_addf(text, "%s  counterfactual answer on top: %.1f %% (needed 80)\n", cf ? "ok    " : "FAILED",
-               a.substitutes ? 100.0 * a.counterfactual / a.substitutes : 0.0);
-  chi_str_addf(text, "%s  paraphrase changes p by %.3f (at most 0.05)\n", para ? "ok    " : "FAILED", a.change);
-  chi_str_addf(text, "%s  %d items (needed 2000)\n", many ? "ok    " : "FAILED", a.n);
-  failed += !drop + !cf + !para + !many;
+  CHI_TRY(chi_table_text(t, width, text, err));
+  chi_str_add(text, "\n");
+out:
+  chi_table_free(t);
+  return rc;
+}
+
+/* What stands in no column: wrong teaching, training priors, twins. */
+static void remarks(chi_card *c, chi_str *text) {
+  chi_card_sum all = chi_card_sum_of(c, &(chi_card_slice){0}), w = chi_card_sum_of(c, &(chi_card_slice){.group = "W"}),
+               prior = chi_card_sum_of(c, &(chi_card_slice){.prior = CHI_PICK_YES});
+  if (w.truths)
+    chi_str_addf(text, "taught wrongly: %d items; says what is true instead: %.1f %%\n", w.truths,
+                 100.0 * w.truth / w.truths);
+  if (prior.n)
+    chi_str_addf(text, "against the training prior: %d items, wrong in %.1f %%, with the prior's answer in %.1f %%\n",
+                 prior.n, 100.0 * (prior.n - prior.right) / prior.n, 100.0 * prior.prior / prior.n);
+  for (int k = 0; k < CHI_ITEM_TWINS; k++)
+    if (all.twin[k].n)
+      chi_str_addf(text, "twins, %s: %d, right %.1f %%\n", chi_item_twin_names[k], all.twin[k].n,
+                   100.0 * all.twin[k].right / all.twin[k].n);
+  chi_str_add(
+      text,
+      "units: (entity, relation); intervals count them, not their repeats. constant: % of the best constant\n"
+      "answer to each relation, chosen on these items. drop: mean fall of p(first answer token) when the first\n"
+      "bracket holds other words of the same length; ch.: the answer changes then; 1st %, 2nd %: into what is\n"
+      "right for those words in that bracket. paraphr.: mean |change| of p under words that mean the same.\n");
+}
+
+static int require_demo(chi_card *c, json_t *j, chi_str *text, chi_err *err) {
+  chi_promise p[CHI_PROMISES];
+  int n = chi_card_promises(p, c), failed = 0;
+  json_t *list = json_array();
+  chi_str_add(text, "\n");
+  for (int k = 0; k < n; k++) {
+    const char *than = p[k].at_most ? "at most" : "needed";
+    double unit = p[k].kind == CHI_PROMISE_SHARE ? 100 : 1;
+    int digits = p[k].kind == CHI_PROMISE_SHARE ? 1 : p[k].kind == CHI_PROMISE_COUNT ? 0 : 3;
+    chi_str_addf(text, "%s  %s: %.*f%s (%s %.*f)\n", p[k].ok ? "ok    " : "FAILED", p[k].what, digits, unit * p[k].got,
+                 unit > 1 ? " %" : "", than, digits, unit * p[k].need);
+    json_array_append_new(list, json_pack("{s:s,s:o,s:o,s:b,s:b}", "what", p[k].what, "got", chi_json_num(p[k].got),
+                                          "need", chi_json_num(p[k].need), "at_most", p[k].at_most, "holds", p[k].ok));
+    failed += !p[k].ok;
+  }
+  json_object_set_new(j, "promises", list);
   return failed ? chi_fail(err, CHI_ERR_ARG, "%d of the demo model's promises do not hold", failed) : 0;
 }
 
+static int report(chi_card *c, const args *a, json_t *j, chi_str *text, int width, chi_err *err) {
+  int rc = 0;
+  CHI_TRY(section(c, "by form", "forms", CHI_CARD_FORM, true, j, text, width, err));
+  CHI_TRY(
+      section(c, "by form and exposure group", "groups", CHI_CARD_FORM | CHI_CARD_GROUP, true, j, text, width, err));
+  CHI_TRY(
+      section(c, "by form and relation", "relations", CHI_CARD_FORM | CHI_CARD_RELATION, true, j, text, width, err));
+  CHI_TRY(section(c, "by form, exposure group and relation", "cells",
+                  CHI_CARD_FORM | CHI_CARD_GROUP | CHI_CARD_RELATION, a->cells, j, text, width, err));
+  CHI_TRY(further(c, j, text, width, err));
+  remarks(c, text);
+out:
+  return rc;
+}
+
 static int write_items(const chi_items *it, const chi_fact_result *r, const char *path, chi_err *err) {
-  static const char *const kHead[] = {"id",   "group", "relation", "entity",       "held_out",       "answer",
-                                      "said", "right", "p",        "p_substitute", "counterfactual", "p_paraphrase"};
+  static const char *const kColumns[] = {"id",
+                                         "split",
+                                         "form",
+                                         "entity_group",
+                                         "relation",
+                                         "entity",
+                                         "unit",
+                                         "held_out",
+                                         "answer",
+                                         "said",
+                                         "right",
+                                         "p",
+                                         "confidence",
+                                         "p_substitute",
+                                         "changed",
+                                         "counterfactual",
+                                         "p_substitute_2",
+                                         "changed_2",
+                                         "counterfactual_2",
+                                         "p_paraphrase"};
   int rc = 0;
   chi_csv *c = NULL;
-  CHI_TRY(chi_csv_open(&c, path, kHead, sizeof kHead / sizeof *kHead, err));
+  CHI_TRY(chi_csv_open(&c, path, kColumns, sizeof kColumns / sizeof *kColumns, err));
   for (size_t i = 0; i < it->n; i++) {
     const chi_item *x = &it->item[i];
-    const char *text[] = {x->id, x->group, x->relation, x->entity};
-    for (size_t k = 0; k < 4; k++) chi_csv_str(c, text[k]);
+    const char *text[] = {x->id, x->split, x->group, x->entity_group, x->relation, x->entity, x->unit};
+    for (size_t k = 0; k < sizeof text / sizeof *text; k++) chi_csv_str(c, text[k]);
     chi_csv_int(c, x->held_out);
     chi_csv_str(c, x->answer);
     chi_csv_str(c, r[i].said);
     chi_csv_int(c, r[i].right);
     chi_csv_num(c, r[i].p);
-    chi_csv_num(c, r[i].has_substitute ? r[i].p_substitute : NAN);
-    chi_csv_num(c, r[i].has_substitute ? r[i].counterfactual : NAN);
+    chi_csv_num(c, r[i].confidence);
+    for (int k = 0; k < 2; k++) {
+      const chi_fact_part *p = &r[i].part[k];
+      chi_csv_num(c, p->asked ? p->p : NAN);
+      chi_csv_num(c, p->asked ? p->changed : NAN);
+      chi_csv_num(c, p->asked ? p->counterfactual : NAN);
+    }
     chi_csv_num(c, r[i].has_paraphrase ? r[i].p_paraphrase : NAN);
     CHI_TRY(chi_csv_row(c, err));
   }
@@ -209,6 +306,7 @@ static int run(cli *c, void *v, chi_err *err) {
   chi_model *m = NULL;
   chi_items items = {0};
   chi_fact_result *r = NULL;
+  chi_card *card = NULL;
   chi_str text = {0};
   json_t *j = NULL;
   chi_provenance prov;
@@ -218,21 +316,25 @@ static int run(cli *c, void *v, chi_err *err) {
     path = own;
   }
   CHI_TRY(chi_items_load(&items, path, (size_t)a->limit, err));
+  CHI_TRY(chi_items_split(&items, a->split, err));
   CHI_TRY((r = chi_calloc(items.n, sizeof *r, err)) ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(cli_provenance(&prov, c, m, NULL, NULL, err));
   prov.data_hash = items.hash;
-  CHI_TRY(chi_facts_run(r, m, &items, &(chi_fact_opts){.max_new = (int)a->max_new, .mem = a->c.mem, .what = "asking"},
-                        err));
+  CHI_TRY(chi_facts_run(
+      r, m, &items,
+      &(chi_fact_opts){
+          .max_new = (int)a->max_new, .tmpl = a->c.tmpl, .mem = a->c.mem, .twins = a->twins, .what = "asking"},
+      err));
   CHI_TRY(chi_report_json(&j, "eval", &prov, err));
-  CHI_TRY(report(&items, r, j, &text, cli_width(), err));
+  json_object_set_new(j, "split", chi_json_text(a->split));
+  CHI_TRY(chi_card_new(&card, &items, r, err));
+  CHI_TRY(report(card, a, j, &text, cli_width(), err));
   if (a->out) CHI_TRY(write_items(&items, r, a->out, err));
-  if (a->require) {
-    chi_str_add(&text, "\n");
-    promised = require_demo(&items, r, &text, err);
-  }
+  if (a->require) promised = require_demo(card, j, &text, err);
   CHI_TRY(a->c.json ? cli_print_json(j, err) : cli_print(&text, err));
   rc = promised;
 out:
+  chi_card_free(card);
   chi_free(r);
   chi_items_free(&items);
   chi_str_free(&text);
@@ -250,8 +352,8 @@ const cli_command cmd_eval = {
     .defaults = &kDefaults,
     .run = run,
     .text =
-        "Asks every item of a file (docs/world.md has its fields) and reports, by group and relation, how many\n"
-        "answers are right, whether the bracketed words decide the answer, and whether words that mean the\n"
-        "same change nothing.",
-    .examples = "chiasm eval demo\nchiasm eval demo --limit 200 --json",
+        "Asks every item of a file (docs/world.md has its fields) and reports, by form, exposure group and\n"
+        "relation, how many answers are right beside the best constant answer, whether the bracketed words\n"
+        "decide the answer, each bracket alone, and whether words that mean the same change nothing.",
+    .examples = "chiasm eval demo\nchiasm eval demo --split dev --cells\nchiasm eval demo --limit 200 --json",
 };

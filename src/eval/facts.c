@@ -1,129 +1,106 @@
 /* Evaluating question items; see facts.h. */
 #include "eval/facts.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "sweep/generate.h"
+enum { kMaxAsks = 2 + CHI_ITEM_PARTS + CHI_ITEM_TWINS }; /* of one item */
 
-enum { kMaxNew = 64 };
+/* What an ask is for. */
+typedef struct purpose {
+  size_t item;
+  enum { P_MAIN, P_PART, P_PARAPHRASE, P_TWIN } kind;
+  int k; /* bracket or twin */
+} purpose;
 
-typedef struct first { /* the first step of a generation */
-  int32_t token;       /* whose probability is wanted; -1 = the one that is chosen */
-  double p;
-} first;
+typedef struct job {
+  chi_ask *ask;
+  purpose *why;
+  size_t n;
+  chi_arena arena;
+} job;
 
-static int on_token(void *ud, int32_t step, int32_t token, const float *logits, int64_t vocab) {
-  first *f = ud;
-  if (step > 0) return 0;
-  if (f->token < 0) f->token = token;
-  f->p = chi_metrics_of(logits, vocab, f->token, -1, NULL).p;
-  return 0;
-}
-
-/* Greedy answer of a prompt as text, blanks trimmed. */
-static int answer(char *out, size_t cap, first *f, const chi_model *m, const chi_prompt *p, const chi_fact_opts *o,
-                  chi_err *err) {
-  int rc = 0;
-  int32_t tok[kMaxNew], n = 0;
-  char *text = NULL;
-  chi_input in = chi_prompt_input(p);
-  chi_gen_opts g = {.max_new = o->max_new > 0 && o->max_new < kMaxNew ? o->max_new : 16,
-                    .eos = m->eos,
-                    .n_eos = m->n_eos,
-                    .mem = o->mem,
-                    .on_token = on_token,
-                    .ud = f};
-  CHI_TRY(chi_generate(&m->net, &in, &g, tok, &n, NULL, err));
-  CHI_TRY(chi_decode(m->tok, tok, (size_t)n, true, &text, err));
-  const char *s = text + strspn(text, " \n");
-  size_t len = strlen(s);
-  while (len && strchr(" \n", s[len - 1])) len--;
-  snprintf(out, cap, "%.*s", (int)len, s);
-out:
-  chi_free(text);
+static int keep(job *j, const chi_ask *a, purpose why, const char *words, chi_err *err) {
+  char *plain = NULL;
+  int rc = chi_question_with(&plain, a->question, why.kind == P_PART ? why.k : 0, words, err);
+  if (rc == 0) {
+    j->why[j->n] = why;
+    j->ask[j->n] = *a;
+    j->ask[j->n++].question = chi_arena_strdup(&j->arena, plain, err);
+    if (!j->ask[j->n - 1].question) rc = CHI_ERR_MEMORY;
+  }
+  chi_free(plain);
   return rc;
 }
 
-static int one_item(chi_fact_result *r, const chi_model *m, const chi_item *it, const chi_fact_opts *o, chi_err *err) {
+static int asks_of(job *j, const chi_items *items, size_t i, bool twins, chi_err *err) {
   int rc = 0;
-  char said[64];
-  chi_prompt *p = NULL, *q = NULL;
-  first f = {.token = -1};
+  char where[160];
+  const chi_item *it = &items->item[i];
+  snprintf(where, sizeof where, "item %s (line %d)", it->id, it->line);
+  chi_ask a = {.image = it->image, .question = it->question, .expect = it->answer};
+  CHI_TRY((a.name = chi_arena_strdup(&j->arena, where, err)) ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(keep(j, &a, (purpose){.item = i, .kind = P_MAIN}, NULL, err));
   bool bracket = strchr(it->question, '[') != NULL;
-  CHI_TRY(chi_prompt_make(
-      &p, m, &(chi_prompt_opts){.image = it->image, .question = it->question, .need_constraint = bracket}, err));
-  CHI_TRY(answer(r->said, sizeof r->said, &f, m, p, o, err));
-  r->right = strcmp(r->said, it->answer) == 0;
-  r->p = f.p;
-  if (it->substitute && bracket) {
-    CHI_TRY(chi_prompt_replace(&q, m, p, it->substitute, err));
-    CHI_TRY(answer(said, sizeof said, &f, m, q, o, err));
-    r->has_substitute = true;
-    r->p_substitute = f.p;
-    r->counterfactual = strcmp(said, it->substitute_answer) == 0;
-    chi_prompt_free(q);
-    q = NULL;
+  for (int k = 0; k < it->n_parts && bracket; k++) {
+    if (!it->part[k].substitute) continue;
+    chi_ask s = a;
+    s.expect = it->part[k].answer, s.watch = it->answer;
+    CHI_TRY(keep(j, &s, (purpose){.item = i, .kind = P_PART, .k = k}, it->part[k].substitute, err));
   }
-  if (it->paraphrase && bracket) {
-    CHI_TRY(chi_prompt_replace(&q, m, p, it->paraphrase, err));
-    CHI_TRY(answer(said, sizeof said, &f, m, q, o, err));
-    r->has_paraphrase = true;
-    r->p_paraphrase = f.p;
+  if (it->paraphrase && bracket) CHI_TRY(keep(j, &a, (purpose){.item = i, .kind = P_PARAPHRASE}, it->paraphrase, err));
+  for (int k = 0; k < CHI_ITEM_TWINS && twins; k++) {
+    if (!it->twin[k].question) continue;
+    chi_ask t = {.image = it->twin[k].image, .question = it->twin[k].question, .expect = it->twin[k].answer};
+    t.name = a.name;
+    CHI_TRY(keep(j, &t, (purpose){.item = i, .kind = P_TWIN, .k = k}, NULL, err));
   }
 out:
-  if (rc) {
-    char where[128];
-    snprintf(where, sizeof where, "item %s (line %d)", it->id, it->line);
-    chi_err_prefix(err, where);
-  }
-  chi_prompt_free(p);
-  chi_prompt_free(q);
+  if (rc) chi_err_prefix(err, where);
   return rc;
+}
+
+static void take(chi_fact_result *all, const purpose *w, const chi_reply *r) {
+  chi_fact_result *f = &all[w->item];
+  if (w->kind == P_MAIN) {
+    memcpy(f->said, r->said, sizeof f->said);
+    f->right = r->right;
+    f->p = r->p;
+    f->confidence = r->confidence;
+  } else if (w->kind == P_PART) { /* comes after its item's own answer */
+    f->part[w->k] =
+        (chi_fact_part){.asked = true, .counterfactual = r->right, .changed = strcmp(r->said, f->said) != 0, .p = r->p};
+  } else if (w->kind == P_PARAPHRASE) {
+    f->has_paraphrase = true;
+    f->p_paraphrase = r->p;
+  } else {
+    f->twin[w->k].asked = true;
+    f->twin[w->k].right = r->right;
+    memcpy(f->twin[w->k].said, r->said, sizeof r->said);
+  }
 }
 
 int chi_facts_run(chi_fact_result *result, const chi_model *m, const chi_items *items, const chi_fact_opts *o,
                   chi_err *err) {
   int rc = 0;
+  job j = {0};
+  chi_reply *reply = NULL;
+  chi_ask_opts ao = {.max_new = o->max_new, .tmpl = o->tmpl, .mem = o->mem, .what = o->what};
   memset(result, 0, items->n * sizeof *result);
-  for (size_t i = 0; i < items->n; i++) {
-    CHI_TRY(one_item(&result[i], m, &items->item[i], o, err));
-    if (o->what) CHI_TRY(chi_progress(o->what, (int64_t)i + 1, (int64_t)items->n, err));
+  j.ask = chi_calloc(items->n * kMaxAsks, sizeof *j.ask, err);
+  j.why = chi_calloc(items->n * kMaxAsks, sizeof *j.why, err);
+  if (!j.ask || !j.why) {
+    rc = CHI_ERR_MEMORY;
+    goto out;
   }
+  for (size_t i = 0; i < items->n; i++) CHI_TRY(asks_of(&j, items, i, o->twins, err));
+  CHI_TRY((reply = chi_calloc(j.n, sizeof *reply, err)) ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(chi_asks_run(reply, m, j.ask, j.n, &ao, err));
+  for (size_t i = 0; i < j.n; i++) take(result, &j.why[i], &reply[i]);
 out:
+  chi_free(j.ask);
+  chi_free(j.why);
+  chi_free(reply);
+  chi_arena_free(&j.arena);
   return rc;
-}
-
-void chi_wilson(int k, int n, double *lo, double *hi) {
-  const double z = 1.959963984540054;
-  if (n == 0) {
-    *lo = *hi = NAN;
-    return;
-  }
-  double p = (double)k / n, d = 1 + z * z / n, mid = (p + z * z / (2 * n)) / d,
-         half = z * sqrt(p * (1 - p) / n + z * z / (4.0 * n * n)) / d;
-  *lo = mid - half;
-  *hi = mid + half;
-}
-
-chi_fact_sum chi_facts_sum(const chi_items *items, const chi_fact_result *r, chi_fact_filter keep, const void *ud) {
-  chi_fact_sum s = {0};
-  for (size_t i = 0; i < items->n; i++) {
-    if (keep && !keep(&items->item[i], ud)) continue;
-    s.n++;
-    s.right += r[i].right;
-    if (r[i].has_substitute) {
-      s.substitutes++;
-      s.counterfactual += r[i].counterfactual;
-      s.drop += r[i].p - r[i].p_substitute;
-    }
-    if (r[i].has_paraphrase) {
-      s.paraphrases++;
-      s.change += fabs(r[i].p - r[i].p_paraphrase);
-    }
-  }
-  s.drop = s.substitutes ? s.drop / s.substitutes : NAN;
-  s.change = s.paraphrases ? s.change / s.paraphrases : NAN;
-  return s;
 }
