@@ -58,9 +58,9 @@ typedef struct cli_opt {
 typedef struct cli_common {
   int dtype; /* chi_dtype_choice */
   int64_t threads;
-  const char *isa, *tmpl, *mmproj;
+  const char *isa, *tmpl, *mmproj, *cache;
   cli_list apply; /* deltas */
-  bool raw, json, quiet, force_apply;
+  bool raw, json, quiet, stream, force_apply;
   size_t mem;
 } cli_common;
 #define CLI_COMMON_DEFAULTS \

@@ -161,7 +161,12 @@ int cli_open_base(chi_model **out, const cli *c, const char *name, chi_err *err)
   chi_set_threads((int)c->common->threads);
   CHI_TRY(chi_cpu_init(isa && *isa ? isa : NULL, err));
   CHI_TRY(cli_model_path(path, sizeof path, name, err));
-  CHI_TRY(chi_model_open_with(out, path, c->common->mmproj, (chi_dtype_choice)c->common->dtype, err));
+  chi_model_opts o = {.dtype = (chi_dtype_choice)c->common->dtype, .mmproj = c->common->mmproj};
+  o.cache = c->common->cache;
+  o.stream = c->common->stream;
+  if (o.stream && !o.cache)
+    return cli_usage(err, "--stream reads the weights from a cache: name its folder with --cache");
+  CHI_TRY(chi_model_open_opts(out, path, &o, err));
 out:
   return rc;
 }

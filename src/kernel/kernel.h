@@ -50,13 +50,16 @@ typedef struct chi_mat {
   int64_t n, k;
   chi_compute compute;
   chi_dtype store; /* element type of data */
-  void *data;      /* owned; chi_mat_free */
+  void *data;        /* owned (chi_mat_free), unless borrowed */
   size_t bytes;
+  bool borrowed;     /* data lies in a mapped file that outlives the matrix */
 } chi_mat;
 /* src: n rows of k elements, row stride ld elements, float dtype or quantised blocks (k, ld whole blocks; they are packed as
  * F32 for f32 compute). Threaded. */
 int chi_mat_pack(chi_mat *out, const void *src, chi_dtype dtype, int64_t n, int64_t k, int64_t ld, chi_compute compute,
                  chi_err *err);
+/* Bytes of such a matrix when packed; 0 if it would be too large. store: F32, F16 or BF16. */
+size_t chi_mat_bytes(int64_t n, int64_t k, chi_compute compute, chi_dtype store);
 void chi_mat_free(chi_mat *m);
 /* Read rows [n0, n0+count) back as f32 into out[count][k] (what the product uses: rounded for bf16 compute). */
 void chi_mat_read(const chi_mat *m, int64_t n0, int64_t count, float *out);

@@ -117,6 +117,14 @@ static void pack_task(void *ud, int64_t panel) {
     pack_panel(j, panel);
 }
 
+size_t chi_mat_bytes(int64_t n, int64_t k, chi_compute compute, chi_dtype store) {
+  const int64_t limit = (int64_t)1 << 40;
+  if (n < 1 || k < 1 || n > limit || k > limit) return 0;
+  int64_t kp = compute == CHI_COMPUTE_BF16 ? chi_ceil_div(k, 32) * 32 : k;
+  size_t panels = (size_t)chi_ceil_div(n, CHI_PANEL), per_panel = (size_t)kp * CHI_PANEL * chi_dtype_size(store);
+  return panels > (SIZE_MAX / 2) / per_panel ? 0 : panels * per_panel;
+}
+
 int chi_mat_pack(chi_mat *out, const void *src, chi_dtype dtype, int64_t n, int64_t k, int64_t ld, chi_compute compute,
                  chi_err *err) {
   *out = (chi_mat){0};
@@ -133,16 +141,14 @@ int chi_mat_pack(chi_mat *out, const void *src, chi_dtype dtype, int64_t n, int6
     return chi_fail(err, CHI_ERR_ARG, "weight matrix: rows of %lld with stride %lld are not whole blocks of %s",
                     (long long)k, (long long)ld, chi_dtype_name(dtype));
   chi_mat m = {.n = n, .k = k, .compute = compute, .store = dtype == CHI_F64 || blocks ? CHI_F32 : dtype};
-  int64_t kp = k;
+  int64_t kp = k, panels = chi_ceil_div(n, CHI_PANEL);
   if (compute == CHI_COMPUTE_BF16) {
     m.store = CHI_BF16;
     kp = chi_ceil_div(k, 32) * 32;
   }
-  int64_t panels = chi_ceil_div(n, CHI_PANEL);
-  size_t per_panel = (size_t)kp * CHI_PANEL * chi_dtype_size(m.store);
-  if ((size_t)panels > (SIZE_MAX / 2) / per_panel)
+  m.bytes = chi_mat_bytes(n, k, compute, m.store);
+  if (m.bytes == 0)
     return chi_fail(err, CHI_ERR_MEMORY, "weight matrix: %lld x %lld is too large", (long long)n, (long long)k);
-  m.bytes = (size_t)panels * per_panel;
   size_t align = m.bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
   m.data = aligned_alloc(align, (m.bytes + align - 1) / align * align);
   if (m.data == NULL)
@@ -159,7 +165,7 @@ int chi_mat_pack(chi_mat *out, const void *src, chi_dtype dtype, int64_t n, int6
 
 void chi_mat_free(chi_mat *m) {
   if (m == NULL) return;
-  free(m->data);
+  if (!m->borrowed) free(m->data);
   *m = (chi_mat){0};
 }
 

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "model/family.h"
+#include "model/packed.h"
 
 static void shape_text(char *buf, size_t cap, int ndim, const int64_t *dim) {
   size_t n = 0;
@@ -81,12 +82,16 @@ enum { kAhead = 128 << 20 };
 /* The source leaves memory as soon as it is packed: what a load needs at most is the packed weights and one matrix. */
 static int pack(const chi_binder *b, chi_mat *out, const void *data, chi_dtype dtype, int64_t n, int64_t k,
                 chi_err *err) {
+  if (!b->dry && b->packed && chi_packed_ready(b->packed)) {
+    *out = (chi_mat){.n = n, .k = k, .compute = b->m->net.compute};
+    return chi_packed_next(b->packed, out, err);
+  }
   if (!b->dry) {
     size_t bytes = chi_dtype_bytes(dtype, (size_t)(n * k));
     chi_st_ahead(b->st, data, bytes + kAhead); /* the next matrix comes in while this one is packed */
     int rc = chi_mat_pack(out, data, dtype, n, k, k, b->m->net.compute, err);
     chi_st_drop(b->st, data, bytes);
-    return rc;
+    return rc == 0 && b->packed ? chi_packed_put(b->packed, out, err) : rc;
   }
   *out = (chi_mat){.n = n, .k = k, .compute = b->m->net.compute, .store = dtype};
   return 0;
@@ -195,7 +200,7 @@ int chi_bind_part(chi_binder *b, chi_linear *out, int64_t n, int64_t k, chi_bind
   snprintf(bias, sizeof bias, "%s.bias", base);
   int rc = record(b, out, name, want_bias ? bias : NULL, s.total, s.at, s.transposed, err);
   if (rc) return rc;
-  if (s.transposed && !b->dry) {
+  if (s.transposed && !b->dry && !(b->packed && chi_packed_ready(b->packed))) {
     void *rows = transpose(t, n, k, s, err);
     rc = rows ? pack(b, &out->w, rows, t->dtype, n, k, err) : CHI_ERR_MEMORY;
     chi_free(rows);

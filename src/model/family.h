@@ -54,6 +54,7 @@ typedef struct chi_binder {
   const chi_st *st;
   uint8_t *used; /* per tensor: bound */
   bool dry;      /* names and shapes only: nothing is packed or copied */
+  struct chi_packed *packed; /* NULL, or the cache that matrices are read from or written to (packed.h) */
   bool rows_first; /* "transposed" matrices are stored as rows of inputs after all (GGUF) */
 } chi_binder;
 /* Shapes: n rows of k. want_bias: the tensor must be there. The name's ".weight" and ".bias" are added. */

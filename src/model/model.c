@@ -3,6 +3,7 @@
 
 #include "model/family.h"
 #include "model/gguf.h"
+#include "model/packed.h"
 
 typedef int (*family_fn)(chi_model *m, const json_t *config, chi_binder *b, chi_err *err);
 static const struct {
@@ -161,7 +162,13 @@ int chi_model_open(chi_model **out, const char *path, chi_dtype_choice dtype, ch
 }
 
 int chi_model_open_with(chi_model **out, const char *path, const char *mmproj, chi_dtype_choice dtype, chi_err *err) {
+  return chi_model_open_opts(out, path, &(chi_model_opts){.dtype = dtype, .mmproj = mmproj}, err);
+}
+
+int chi_model_open_opts(chi_model **out, const char *path, const chi_model_opts *o, chi_err *err) {
   int rc = 0;
+  const char *mmproj = o->mmproj;
+  const chi_dtype_choice dtype = o->dtype;
   char file[4096];
   bool gguf = ends_with(path, ".gguf") || chi_gguf_is(path);
   chi_dtype stored = CHI_F32;
@@ -188,6 +195,12 @@ int chi_model_open_with(chi_model **out, const char *path, const char *mmproj, c
   if (!gguf) CHI_TRY(chi_st_open(&m->st, path, err));
   b = (chi_binder){.m = m, .st = m->st, .rows_first = gguf, .used = chi_calloc(chi_st_count(m->st) + 1, 1, err)};
   CHI_TRY(b.used ? 0 : CHI_ERR_MEMORY);
+  if (o->stream && !o->cache) {
+    rc = chi_fail(err, CHI_ERR_ARG, "weights are streamed from a cache of packed weights; name a folder for it");
+    goto out;
+  }
+  if (o->cache) CHI_TRY(chi_packed_open(&m->packed, m, mmproj, o->cache, err));
+  b.packed = m->packed;
   rc = open(m, config, &b, err);
   if (rc && gguf && err && strncmp(err->text, "config.json", 11) == 0) chi_err_prefix(err, path);
   if (rc) goto out;
@@ -195,6 +208,8 @@ int chi_model_open_with(chi_model **out, const char *path, const char *mmproj, c
     m->stored = stored;
     if (m->net.has_vision && chi_token_id(m->tok, m->image_text) < 0) m->image_token = CHI_PICTURE_ID;
   }
+  if (m->packed) CHI_TRY(chi_packed_finish(m->packed, m, err));
+  if (o->stream) CHI_TRY(chi_packed_stream(m->packed, m, err));
   chi_net_shape(&m->net);
   CHI_TRY(open_text_and_image(m, path, config, err));
   if (dtype == CHI_DTYPE_AUTO && big)
@@ -216,6 +231,7 @@ out:
 void chi_model_free(chi_model *m) {
   if (!m) return;
   chi_net_free(&m->net);
+  chi_packed_free(m->packed);
   chi_tokenizer_free(m->tok);
   chi_st_close(m->st);
   chi_st_close(m->tower);

@@ -37,6 +37,7 @@ typedef struct chi_model {
   char hash[65]; /* of the weight files; empty until chi_model_hash */
   chi_bound *bound; /* every linear layer; edits are exported by it */
   size_t n_bound, cap_bound;
+  struct chi_packed *packed; /* the cache that matrices lie in, or NULL */
   chi_arena arena;
 } chi_model;
 
@@ -46,6 +47,13 @@ typedef enum chi_dtype_choice { CHI_DTYPE_AUTO, CHI_DTYPE_F32, CHI_DTYPE_BF16 } 
 int chi_model_open(chi_model **out, const char *path, chi_dtype_choice dtype, chi_err *err);
 /* mmproj: the GGUF file of the vision tower and projector of a LLaVA whose language model is the GGUF file `path`; or NULL. */
 int chi_model_open_with(chi_model **out, const char *path, const char *mmproj, chi_dtype_choice dtype, chi_err *err);
+typedef struct chi_model_opts {
+  chi_dtype_choice dtype;
+  const char *mmproj;
+  const char *cache; /* folder of packed weights: written on the first opening, mapped on the next; NULL = none */
+  bool stream;       /* decoder layers are in memory only while they are used; needs cache */
+} chi_model_opts;
+int chi_model_open_opts(chi_model **out, const char *path, const chi_model_opts *o, chi_err *err);
 void chi_model_free(chi_model *m);
 /* Config and names alone, without weights: tests of whole checkpoints' headers. left: names that nothing reads, one a
  * line (caller: chi_str_free). The model can be looked at and freed, not run. */

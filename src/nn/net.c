@@ -62,6 +62,7 @@ void chi_net_free(chi_net *net) {
   chi_free(d->pos);
   chi_free(d->rope.cos_t);
   chi_free(d->rope.sin_t);
+  chi_pages_free(net->pages);
   memset(net, 0, sizeof *net);
 }
 
@@ -70,6 +71,7 @@ const chi_block_spec *chi_net_spec(const chi_net *net, chi_stack stack) {
 }
 
 const chi_block *chi_net_block(const chi_net *net, chi_stack stack, int layer) {
+  if (net->pages && stack == CHI_DECODER) chi_pages_visit(net->pages, layer);
   return stack == CHI_VISION    ? &net->vision.block[layer]
          : stack == CHI_QFORMER ? &net->qformer.block[layer]
                                 : &net->decoder.block[layer];

@@ -3,6 +3,7 @@
 #define CHI_NET_H
 
 #include "nn/nn.h"
+#include "nn/pages.h"
 #include "nn/qformer.h"
 #include "site/site.h"
 
@@ -50,6 +51,7 @@ typedef struct chi_net {
   chi_projector projector;
   chi_decoder decoder;
   chi_shape shape;
+  chi_pages *pages; /* decoder layers that come and go with a pass, or NULL: all stay */
 } chi_net;
 
 /* Fills net->shape from the parts. */
@@ -57,6 +59,7 @@ void chi_net_shape(chi_net *net);
 void chi_net_free(chi_net *net);
 
 const chi_block_spec *chi_net_spec(const chi_net *net, chi_stack stack); /* vision, qformer or decoder */
+/* A pass asks for its layers in order: with net->pages this is what brings them in. */
 const chi_block *chi_net_block(const chi_net *net, chi_stack stack, int layer);
 
 /* pixels [3][h][w] -> rows [vision.rows][d]: patch + class + position embeddings, before the pre-norm. */
