@@ -125,6 +125,8 @@ void cli_image_question(const cli *c, const char **image, const char **question)
 /* Prompt by --template and --raw. Caller: chi_prompt_free. */
 int cli_make_prompt(chi_prompt **out, const cli *c, const chi_model *m, const char *image, const char *question,
                     bool need_constraint, chi_err *err);
+/* The same from options; template and raw are filled in. */
+int cli_make_prompt_of(chi_prompt **out, const cli *c, const chi_model *m, const chi_prompt_opts *o, chi_err *err);
 /* Everything known about the run; hashes the model's files. m and p may be NULL. Strings are borrowed from c, m, p. */
 int cli_provenance(chi_provenance *out, const cli *c, chi_model *m, const chi_prompt *p, const char *image,
                    chi_err *err);

@@ -218,16 +218,19 @@ void cli_image_question(const cli *c, const char **image, const char **question)
   *question = c->pos[c->n_pos - 1];
 }
 
+int cli_make_prompt_of(chi_prompt **out, const cli *c, const chi_model *m, const chi_prompt_opts *o, chi_err *err) {
+  chi_prompt_opts full = *o;
+  if (o->image && !m->net.has_vision)
+    return chi_fail(err, CHI_ERR_ARG, "%s is a text-only model: leave the picture %s out", m->path, o->image);
+  full.tmpl = c->common->tmpl;
+  full.raw = c->common->raw;
+  return chi_prompt_make(out, m, &full, err);
+}
+
 int cli_make_prompt(chi_prompt **out, const cli *c, const chi_model *m, const char *image, const char *question,
                     bool need_constraint, chi_err *err) {
-  if (image && !m->net.has_vision)
-    return chi_fail(err, CHI_ERR_ARG, "%s is a text-only model: leave the picture %s out", m->path, image);
-  chi_prompt_opts o = {.image = image,
-                       .question = question,
-                       .tmpl = c->common->tmpl,
-                       .raw = c->common->raw,
-                       .need_constraint = need_constraint};
-  return chi_prompt_make(out, m, &o, err);
+  chi_prompt_opts o = {.image = image, .question = question, .need_constraint = need_constraint};
+  return cli_make_prompt_of(out, c, m, &o, err);
 }
 
 int cli_provenance(chi_provenance *out, const cli *c, chi_model *m, const chi_prompt *p, const char *image,

@@ -205,7 +205,7 @@ static void planted(const char *dir) {
          below = json_number_value(json_object_get(j, "others_below"));
   int found = 0;
   for (int s = 0; s < CHI_TRACE_SITES; s++)
-    for (int l = 0; l < t->n_layers; l++)
+    for (int l = 0; t->cell[0][s] && l < t->n_layers; l++)
       for (int r = 0; r < t->n_rows; r++) {
         bool listed = false;
         size_t i;
@@ -332,7 +332,7 @@ static void test_span_cell(void **state) {
   assert_int_equal(w->rows[at], f.p->span_lo);
   assert_int_equal(w->checked, w->identical);
   for (int s = 0; s < CHI_TRACE_SITES; s++)
-    for (int l = 0; l < t->n_layers; l++)
+    for (int l = 0; t->cell[0][s] && l < t->n_layers; l++)
       for (int r = 0; r < w->n_rows; r++) {
         if (r == at) continue;
         int other = r < at ? r : r + span - 1;

@@ -81,6 +81,8 @@ static int root_of_picture(chi_loader *l, const char *image, const chi_prompt **
   if (rc) return chi_load_placed(l, rc, &why);
   if ((rc = own_prompt(l, p, image)) != 0) return rc;
   memcpy(p->role, base->role, (size_t)p->n_rows * sizeof *p->role);
+  for (; p->n_spans < base->n_spans; p->n_spans++) /* rows only: its words stay the command's */
+    p->span[p->n_spans] = (chi_prompt_span){.lo = base->span[p->n_spans].lo, .hi = base->span[p->n_spans].hi};
   p->span_lo = base->span_lo;
   p->span_hi = base->span_hi;
   *out = p;

@@ -4,13 +4,31 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const kWords[] = {"last", "constraint", "image", "text", "all"};
+/* Names of rows; some take a number: constraint2, late36. */
+static const struct {
+  const char *word;
+  bool number;
+} kWords[] = {{"last", false}, {"constraint", true}, {"image", false}, {"late", true}, {"text", false}, {"all", false}};
 enum { kWordCount = sizeof kWords / sizeof *kWords };
 
+/* The word and its number (0 = none). NULL: no such name. */
+static const char *word_of(const char *text, int32_t *number) {
+  *number = 0;
+  for (int i = 0; text && i < kWordCount; i++) {
+    size_t n = strlen(kWords[i].word);
+    if (strncmp(text, kWords[i].word, n) != 0) continue;
+    if (!text[n]) return kWords[i].word;
+    size_t digits = strspn(text + n, "0123456789");
+    if (!kWords[i].number || digits == 0 || digits > 6 || text[n + digits] || text[n] == '0') continue;
+    *number = (int32_t)strtol(text + n, NULL, 10);
+    return kWords[i].word;
+  }
+  return NULL;
+}
+
 bool chi_select_is_word(const char *text) {
-  for (int i = 0; i < kWordCount; i++)
-    if (chi_streq(kWords[i], text)) return true;
-  return false;
+  int32_t number;
+  return word_of(text, &number) != NULL;
 }
 
 /* One "a" or "a-b" at *p; moves *p behind it. */
@@ -63,23 +81,38 @@ out:
   return 0;
 }
 
-static bool row_is(const chi_prompt *p, int32_t r, const char *word) {
+static bool in_bracket(const chi_prompt *p, int32_t r, int32_t number) {
+  for (int i = 0; i < p->n_spans; i++)
+    if ((number == 0 || number == i + 1) && r >= p->span[i].lo && r < p->span[i].hi) return true;
+  return false;
+}
+
+static bool row_is(const chi_prompt *p, int32_t r, const char *word, int32_t number) {
   if (strcmp(word, "last") == 0) return r == p->n_rows - 1;
-  if (strcmp(word, "constraint") == 0) return r >= p->span_lo && r < p->span_hi;
+  if (strcmp(word, "constraint") == 0) return in_bracket(p, r, number);
+  if (strcmp(word, "late") == 0) {
+    int32_t n = number ? number : p->n_image / 16 > 0 ? (p->n_image + 8) / 16 : 1, end = p->image_row + p->n_image;
+    return p->n_image > 0 && r < end && r >= end - n && r >= p->image_row;
+  }
   if (strcmp(word, "image") == 0) return p->role[r] == CHI_ROLE_IMAGE;
   if (strcmp(word, "text") == 0) return p->role[r] == CHI_ROLE_TEXT || p->role[r] == CHI_ROLE_CONSTRAINT;
   return true;
 }
 
 int chi_select_rows(int32_t **out, int32_t *count, const char *text, const chi_prompt *p, chi_err *err) {
-  if (!chi_select_is_word(text)) return chi_select_ranges(out, count, text, p->n_rows, "row", err);
+  int32_t number;
+  const char *word = word_of(text, &number);
+  if (!word) return chi_select_ranges(out, count, text, p->n_rows, "row", err);
   int32_t k = 0, *list = chi_calloc((size_t)p->n_rows, sizeof *list, err);
   if (!list) return CHI_ERR_MEMORY;
   for (int32_t r = 0; r < p->n_rows; r++)
-    if (row_is(p, r, text)) list[k++] = r;
+    if (row_is(p, r, word, number)) list[k++] = r;
   if (k == 0) {
     chi_free(list);
-    if (strcmp(text, "constraint") == 0)
+    if (strcmp(word, "constraint") == 0 && number > 1)
+      return chi_fail(err, CHI_ERR_ARG, "rows '%s': the question has %d bracket%s", text, p->n_spans,
+                      p->n_spans == 1 ? "" : "s");
+    if (strcmp(word, "constraint") == 0)
       return chi_fail(err, CHI_ERR_ARG, "rows 'constraint': the question has none; put [ ] around its words");
     return chi_fail(err, CHI_ERR_ARG, "rows '%s': the prompt has none", text);
   }

@@ -73,16 +73,28 @@ typedef enum chi_role {
 } chi_role;
 const char *chi_role_name(chi_role r);
 
+/* Bracketed words of a question. */
+typedef struct chi_prompt_span {
+  int32_t lo, hi;  /* rows [lo, hi) */
+  bool grown;      /* tokens reach past the bracketed words */
+  size_t at, len;  /* where the words stand in text */
+  char *words;
+} chi_prompt_span;
+enum { CHI_MAX_SPANS = 8 };
+
 typedef struct chi_prompt {
   char *text;      /* filled template, `<image>` still in it */
   int32_t *tokens; /* one per row; picture rows carry the image token */
   chi_role *role;
   int32_t n_rows;
   int32_t image_row, n_image; /* -1, 0 for text only */
-  int32_t span_lo, span_hi;   /* constraint rows [lo, hi); equal = none */
+  chi_prompt_span span[CHI_MAX_SPANS]; /* every bracket, in order, apart from each other */
+  int32_t n_spans;
+  int32_t span_lo, span_hi;   /* of the first bracket, as the next four: constraint rows [lo, hi); equal = none */
   bool span_grown;            /* tokens reach past the bracketed words */
-  char *constraint;           /* its words */
+  char *constraint;           /* its words; borrowed from span[0] */
   size_t words_at, words_len; /* where they stand in text */
+  size_t question_at, question_len; /* the question's bytes in text */
   float *pixels;              /* [3][h][w] or NULL */
   chi_view view;
   chi_image seen; /* the crop that the model saw */
@@ -95,10 +107,15 @@ typedef struct chi_prompt_opts {
   const char *tmpl;     /* template name; NULL = the family's */
   bool raw;             /* question is the whole prompt text, with `<image>` where the picture goes */
   bool need_constraint;
+  bool several;   /* need_constraint: several brackets are welcome; else exactly one */
   bool no_pixels; /* rows for a picture without reading its file: the caller has the pixels already */
 } chi_prompt_opts;
 int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts *o, chi_err *err);
-/* The same prompt with the constraint's words replaced (other token count allowed). */
+/* The same prompt with other words in its brackets (other token count allowed): words[n_spans], NULL = those that stand
+ * there. All NULL makes a copy. */
+int chi_prompt_reword(chi_prompt **out, const chi_model *m, const chi_prompt *p, const char *const *words,
+                      chi_err *err);
+/* The first bracket alone. */
 int chi_prompt_replace(chi_prompt **out, const chi_model *m, const chi_prompt *p, const char *words, chi_err *err);
 /* Replace the picture (other file), keep the tokens. */
 int chi_prompt_picture(chi_prompt *p, const chi_model *m, const char *file, chi_err *err);

@@ -11,7 +11,7 @@ void chi_prompt_free(chi_prompt *p) {
   chi_free(p->text);
   chi_free(p->tokens);
   chi_free(p->role);
-  chi_free(p->constraint);
+  for (int i = 0; i < p->n_spans; i++) chi_free(p->span[i].words);
   chi_free(p->pixels);
   chi_image_free(&p->seen);
   chi_free(p);
@@ -90,15 +90,40 @@ out:
   return rc;
 }
 
-/* p->text -> rows. words (p->words_at, words_len) become the constraint span; [q0, q1) are the question's bytes. */
-static int make_rows(chi_prompt *p, const chi_model *m, size_t q0, size_t q1, bool picture, chi_err *err) {
+/* Token ranges of the brackets: [first[i], last[i]). */
+static int find_spans(chi_prompt *p, size_t *first, size_t *last, const chi_tokens *t, chi_err *err) {
+  int rc = 0;
+  for (int i = 0; i < p->n_spans; i++) {
+    chi_prompt_span *s = &p->span[i];
+    CHI_TRY(chi_span_tokens(&first[i], &last[i], &s->grown, t, p->text, (chi_span){s->at, s->at + s->len}, err));
+    if (i && first[i] < last[i - 1])
+      return chi_fail(err, CHI_ERR_ARG, "the brackets around '%.80s' and '%.80s' share a token: put them further apart",
+                      s[-1].words, s->words);
+  }
+out:
+  return rc;
+}
+
+/* The fields that speak of the first bracket. */
+static void name_first(chi_prompt *p) {
+  const chi_prompt_span *s = p->span;
+  if (p->n_spans == 0) return;
+  p->span_lo = s->lo;
+  p->span_hi = s->hi;
+  p->span_grown = s->grown;
+  p->constraint = s->words;
+  p->words_at = s->at;
+  p->words_len = s->len;
+}
+
+/* p->text -> rows, from the brackets and the question's bytes. */
+static int make_rows(chi_prompt *p, const chi_model *m, bool picture, chi_err *err) {
   int rc = 0;
   chi_tokens t = {0};
-  size_t first = 0, last = 0, image_at = 0;
+  size_t first[CHI_MAX_SPANS] = {0}, last[CHI_MAX_SPANS] = {0}, image_at = 0, q0 = p->question_at,
+         q1 = q0 + p->question_len;
   CHI_TRY(encode_prompt(&t, &image_at, m, p->text, picture, err));
-  if (p->words_len)
-    CHI_TRY(chi_span_tokens(&first, &last, &p->span_grown, &t, p->text,
-                            (chi_span){p->words_at, p->words_at + p->words_len}, err));
+  CHI_TRY(find_spans(p, first, last, &t, err));
   int32_t patch_rows = picture ? m->net.shape.n_image_rows : 0, extra = picture ? patch_rows - 1 : 0;
   p->n_rows = (int32_t)t.n + extra;
   p->image_row = picture ? (int32_t)image_at : -1;
@@ -119,11 +144,13 @@ static int make_rows(chi_prompt *p, const chi_model *m, size_t q0, size_t q1, bo
     goto out;
   }
   size_t bos = picture && m->picture_first ? 1 : 0;
+  int span = 0; /* the first that does not end before token i */
   for (size_t i = 0, r = 0; i < t.n; i++) {
     bool img = picture && i == image_at,
          in_q = t.end[i] > (int32_t)q0 && t.begin[i] < (int32_t)q1 && t.end[i] > t.begin[i];
-    bool in_c = p->words_len && i >= first && i < last;
-    if (p->words_len && i == first) p->span_lo = (int32_t)r;
+    while (span < p->n_spans && last[span] <= i) span++;
+    bool in_c = span < p->n_spans && i >= first[span];
+    if (in_c && i == first[span]) p->span[span].lo = (int32_t)r;
     for (int32_t k = 0; k < (img ? patch_rows : 1); k++, r++) {
       p->tokens[r] = t.id[i];
       p->role[r] = img                                            ? CHI_ROLE_IMAGE
@@ -132,8 +159,9 @@ static int make_rows(chi_prompt *p, const chi_model *m, size_t q0, size_t q1, bo
                    : in_q                                         ? CHI_ROLE_TEXT
                                                                   : CHI_ROLE_TEMPLATE;
     }
-    if (p->words_len && i + 1 == last) p->span_hi = (int32_t)r;
+    if (in_c && i + 1 == last[span]) p->span[span].hi = (int32_t)r;
   }
+  name_first(p);
   if (p->role[p->n_rows - 1] != CHI_ROLE_CONSTRAINT) p->role[p->n_rows - 1] = CHI_ROLE_LAST;
 out:
   chi_tokens_free(&t);
@@ -176,11 +204,15 @@ int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts 
     CHI_TRY((plain = dup_n(o->question, strlen(o->question), err)) ? 0 : CHI_ERR_MEMORY);
   else
     CHI_TRY(chi_constraint_parse(&plain, &spans, &n_spans, o->question, err));
-  if (o->need_constraint && n_spans != 1) {
+  if (o->need_constraint && (n_spans == 0 || (n_spans > 1 && !o->several))) {
     rc = chi_fail(err, CHI_ERR_ARG,
-                  n_spans ? "the question brackets several spans; one constraint is traced at a time"
+                  n_spans ? "the question brackets several spans; here one constraint is looked at at a time"
                           : "the question brackets no words: put [ ] around the constraint, as in \"What is the "
                             "capital of [this country]?\"");
+    goto out;
+  }
+  if (n_spans > CHI_MAX_SPANS) {
+    rc = chi_fail(err, CHI_ERR_ARG, "the question has %zu brackets; %d are the limit", n_spans, CHI_MAX_SPANS);
     goto out;
   }
   if (o->raw) {
@@ -189,12 +221,15 @@ int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts 
     CHI_TRY(chi_template_fill(&p->text, tmpl, o->image != NULL, m->image_text, plain, err));
     q0 = chi_template_question_at(tmpl, o->image != NULL, m->image_text);
   }
-  if (n_spans) {
-    p->words_at = q0 + spans[0].begin;
-    p->words_len = spans[0].end - spans[0].begin;
-    CHI_TRY((p->constraint = dup_n(p->text + p->words_at, p->words_len, err)) ? 0 : CHI_ERR_MEMORY);
+  for (; p->n_spans < (int32_t)n_spans; p->n_spans++) {
+    chi_prompt_span *s = &p->span[p->n_spans];
+    s->at = q0 + spans[p->n_spans].begin;
+    s->len = spans[p->n_spans].end - spans[p->n_spans].begin;
+    CHI_TRY((s->words = dup_n(p->text + s->at, s->len, err)) ? 0 : CHI_ERR_MEMORY);
   }
-  CHI_TRY(make_rows(p, m, q0, q0 + strlen(plain), o->image != NULL, err));
+  p->question_at = q0;
+  p->question_len = strlen(plain);
+  CHI_TRY(make_rows(p, m, o->image != NULL, err));
   if (o->image && !o->no_pixels) CHI_TRY(chi_prompt_picture(p, m, o->image, err));
 out:
   chi_free(plain);
@@ -206,23 +241,32 @@ out:
   return rc;
 }
 
-int chi_prompt_replace(chi_prompt **out, const chi_model *m, const chi_prompt *p, const char *words, chi_err *err) {
+int chi_prompt_reword(chi_prompt **out, const chi_model *m, const chi_prompt *p, const char *const *words,
+                      chi_err *err) {
   int rc = 0;
+  size_t done = 0;
   chi_str s = {0};
   chi_prompt *n = chi_calloc(1, sizeof *n, err);
   if (!n) return CHI_ERR_MEMORY;
-  chi_str_addn(&s, p->text, p->words_at);
-  chi_str_add(&s, words);
-  chi_str_add(&s, p->text + p->words_at + p->words_len);
+  for (; n->n_spans < p->n_spans; n->n_spans++) {
+    const chi_prompt_span *old = &p->span[n->n_spans];
+    chi_prompt_span *new = &n->span[n->n_spans];
+    const char *w = words[n->n_spans] ? words[n->n_spans] : old->words;
+    chi_str_addn(&s, p->text + done, old->at - done);
+    done = old->at + old->len;
+    *new = (chi_prompt_span){.at = s.len, .len = strlen(w)};
+    CHI_TRY((new->words = dup_n(w, new->len, err)) ? 0 : CHI_ERR_MEMORY);
+    chi_str_add(&s, w);
+  }
+  chi_str_add(&s, p->text + done);
   if (s.failed) {
     rc = chi_fail(err, CHI_ERR_MEMORY, "out of memory");
     goto out;
   }
-  n->words_at = p->words_at;
-  n->words_len = strlen(words);
   CHI_TRY((n->text = dup_n(s.s, s.len, err)) ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY((n->constraint = dup_n(words, n->words_len, err)) ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(make_rows(n, m, 0, s.len, p->pixels != NULL, err));
+  n->question_at = p->question_at;
+  n->question_len = p->question_len + s.len - strlen(p->text);
+  CHI_TRY(make_rows(n, m, p->n_image > 0, err));
   if (p->pixels) {
     size_t bytes = 3 * (size_t)m->net.vision.image_h * (size_t)m->net.vision.image_w * sizeof *n->pixels;
     CHI_TRY((n->pixels = chi_calloc(bytes, 1, err)) ? 0 : CHI_ERR_MEMORY);
@@ -237,6 +281,11 @@ out:
   else
     *out = n;
   return rc;
+}
+
+int chi_prompt_replace(chi_prompt **out, const chi_model *m, const chi_prompt *p, const char *words, chi_err *err) {
+  const char *list[CHI_MAX_SPANS] = {words};
+  return chi_prompt_reword(out, m, p, list, err);
 }
 
 chi_input chi_prompt_input(const chi_prompt *p) {
