@@ -1,8 +1,8 @@
 /* cli: the command `chiasm`. Thin: a command parses its options, calls the library, prints.
  *
- * Adding a command: a row in commands.def and one file cmd_<name>.c with `const cli_command cmd_<name>`. Options are
- * rows of a table: parsing, --help and docs/cli.md are all made from it. tests/cli/usage.sh walks every row of
- * commands.def.
+ * Adding a command: a row in commands.def and one file cmd_<name>.c with `const cli_command cmd_<name>`. A command of
+ * two words ("eval attribution") is row eval_attribution, its .name has the space. Options are rows of a table: parsing,
+ * --help and docs/cli.md are all made from it. tests/cli/usage.sh walks every row of commands.def.
  *
  *   typedef struct args { cli_common c; int64_t top; const char *out; bool all; } args;  // c first if .model is set
  *   static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .top = 10};

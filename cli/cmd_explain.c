@@ -92,7 +92,7 @@ static int run(cli *c, void *v, chi_err *err) {
   chi_provenance prov;
   chi_explain_opts o = CHI_EXPLAIN_OPTS_INIT;
   if (a->list) return list(err);
-  if (c->n_pos < 3) return cli_usage(err, "explain takes MODEL IMAGE QUESTION");
+  if (c->n_pos < 3) return cli_usage(err, "explain needs MODEL IMAGE QUESTION");
   cli_image_question(c, &image, &question);
   CHI_TRY(chi_explainers_parse(&which, &n, a->explainers, err));
   CHI_TRY(cli_open_model(&m, c, c->pos[0], err));

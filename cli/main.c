@@ -67,8 +67,17 @@ out:
   return rc;
 }
 
+/* A command of two words ("eval attribution") before that of its first word. */
+static const cli_row *find_row(int argc, char **argv, int *words) {
+  char two[64];
+  const cli_row *row = NULL;
+  if (argc > 2 && snprintf(two, sizeof two, "%s %s", argv[1], argv[2]) < (int)sizeof two) row = cli_find_command(two);
+  *words = row ? 2 : 1;
+  return row ? row : cli_find_command(argv[1]);
+}
+
 int main(int argc, char **argv) {
-  int rc = 0;
+  int rc = 0, words = 1;
   chi_err err = {0};
   chi_str text = {0};
   const cli_row *row = NULL;
@@ -81,11 +90,11 @@ int main(int argc, char **argv) {
   } else if (strcmp(argv[1], "--version") == 0) {
     chi_str_addf(&text, "chiasm %s (%s)\n", CHI_VERSION, CHI_GIT_ID);
     rc = cli_print(&text, &err);
-  } else if (!(row = cli_find_command(argv[1]))) {
+  } else if (!(row = find_row(argc, argv, &words))) {
     rc = cli_usage(&err, "no command '%s'", argv[1]);
   } else {
     quote_line(&text, argc, argv);
-    rc = run_command(row, argc - 2, argv + 2, text.s ? text.s : "", &err);
+    rc = run_command(row, argc - 1 - words, argv + 1 + words, text.s ? text.s : "", &err);
   }
   if (rc) rc = fail(row ? row->cmd : NULL, rc, &err);
   chi_str_free(&text);

@@ -415,7 +415,7 @@ void cli_help_all(chi_str *out) {
       out,
       "chiasm: causal tracing and editing of multimodal language models\n\nUsage: chiasm COMMAND ...\n\nCommands:\n");
   for (int i = 0; i < kCliCommandCount; i++)
-    chi_str_addf(out, "  %-15s%s\n", kCliCommands[i].cmd->name, kCliCommands[i].doc);
+    chi_str_addf(out, "  %-18s%s\n", kCliCommands[i].cmd->name, kCliCommands[i].doc);
   chi_str_add(
       out,
       "\nMODEL is a Hugging Face folder, or `demo` for the small model that comes with the program.\n"

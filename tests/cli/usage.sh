@@ -5,18 +5,20 @@
 works 'help' --help
 works 'version' --version
 check 'version is on one line' sh -c "[ \$(wc -l <'$T/out') = 1 ]"
-commands=$(sed -n 's/^CLI_COMMAND(\([a-z_]*\),.*/\1/p' cli/commands.def)
-for c in $commands; do
-  works "$c --help" "$c" --help
+commands=$(sed -n 's/^CLI_COMMAND(\([a-z_]*\),.*/\1/p' cli/commands.def) # a_b is the command "a b"
+for row in $commands; do
+  c=$(echo "$row" | tr _ ' ')
+  works "$c --help" $c --help
   check "$c --help tells its options" grep -q -e '--help' "$T/out"
   check "$c --help is at most 100 columns" sh -c "! sed '/^Examples:/,\$d' '$T/out' | grep '.\{101\}'"
-  works "$c -h" "$c" -h
-  fails 2 "no option '--no-such-option'; see 'chiasm $c --help'" "$c: unknown option" "$c" --no-such-option
-  fails 2 'too many words' "$c: too many words" "$c" a b c d e
+  works "$c -h" $c -h
+  fails 2 "no option '--no-such-option'; see 'chiasm $c --help'" "$c: unknown option" $c --no-such-option
+  fails 2 'too many words' "$c: too many words" $c a b c d e
 done
-for c in $commands; do
+for row in $commands; do
+  c=$(echo "$row" | tr _ ' ')
   case $c in help) continue ;; esac
-  fails 2 "$c needs" "$c: no words" "$c"
+  fails 2 "$c needs" "$c: no words" $c
 done
 fails 2 "see 'chiasm --help'" 'no command'
 fails 2 "no command 'frobnicate'; see 'chiasm --help'" 'unknown command' frobnicate
