@@ -1,12 +1,13 @@
 # Thin front for CMake. `make` alone prints this help.
 BUILD ?= build
+PREFIX ?= /usr/local
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 SECONDS_EACH ?= 30
 SAN_CC ?= $(shell command -v clang || echo cc)
 CMAKE_FLAGS ?=
 cmake = cmake -S . -B $(1) -G Ninja --log-level=WARNING $(2) $(CMAKE_FLAGS) >$(1).log 2>&1 || { cat $(1).log; exit 1; }; rm -f $(1).log
 
-.PHONY: help build test demo demo-eval world models check test-san fuzz parity bench clean
+.PHONY: help build test demo demo-eval world models check test-san fuzz parity bench install clean
 help:
 	@echo 'make build      install what is missing (apt), build build/chiasm'
 	@echo 'make test       build, run the whole test suite'
@@ -19,6 +20,7 @@ help:
 	@echo 'make fuzz       each parser under libFuzzer for SECONDS_EACH=30 seconds (clang, build-fuzz/)'
 	@echo 'make parity     only the comparisons with stored reference states'
 	@echo 'make bench      build the speed measurements (build/bench/)'
+	@echo 'make install    PREFIX=/usr/local DESTDIR=: program, library, header, demo model'
 	@echo 'make clean      remove build folders'
 
 build:
@@ -61,6 +63,9 @@ fuzz:
 
 bench: build
 	@cmake --build $(BUILD) -j $(JOBS) --target bench
+
+install: build
+	@DESTDIR="$(DESTDIR)" cmake --install $(BUILD) --prefix $(PREFIX)
 
 clean:
 	rm -rf build build-san build-fuzz build-gcc build-clang build-check
