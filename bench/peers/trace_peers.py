@@ -1,16 +1,19 @@
 """The same causal map by chiasm and by PyTorch, on the same checkpoint and picture, both sides in this run.
 
     python bench/peers/trace_peers.py [--runs 5] [--threads 2] [--question 0] [--chiasm build/chiasm]
+    python bench/peers/trace_peers.py --model DIR --picture FILE --text "What is [this] ?" --words that --dtype bf16 \
+        --rivals ad --sample 120 --sample-d 40 --batch 8 --runs 3 --cache CACHE      any LLaVA checkpoint
 
-The map: mlp, attention and hidden state x all layers x all rows from the last picture row on, f32. Rivals, all in
+The map: mlp, attention and hidden state x all layers x all rows from the last picture row on. Rivals, all in
 transformers (sdpa attention, inference mode, only the last row's logits):
   a  one forward pass per cell, forward hooks
   b  the published script's batch of 3 (clean, corrupted, patched) per cell
   c  32 cells a batch
   d  keys and values of the rows before the constraint computed once, 32 suffixes a batch
-chiasm's time is the whole process: start, loading, first pass, map, no files written. The rivals' is the map alone, with the
-model loaded and warmed up. Rivals a and b run on every n-th cell and are scaled (n is printed). Runs are interleaved, the
-median is taken. The indirect effects of d must agree with chiasm's to 1e-5, or the run fails.
+The rivals' time is the map alone, with the model loaded and warmed up. chiasm's is given twice: the whole process (start,
+loading, hashing, map; no files written), and the map alone as the rivals', by `chiasm bench trace` on the same prompt.
+Rivals a and b run on every --sample-th cell, d on every --sample-d-th, and are scaled (both are printed). Runs are
+interleaved, the median is taken. In f32 the effects of d must agree with chiasm's to 1e-5, or the run fails.
 """
 import argparse
 import json
@@ -65,10 +68,9 @@ class Rig:
 
 
 class Work:
-    def __init__(self, model, tok, demo, question):
-        picture, text, words = QUESTIONS[question]
+    def __init__(self, model, tok, folder, picture, text, words):
         self.picture, self.text, self.words, self.rig = picture, text, words, Rig(model)
-        pixels = preprocess(Image.open(demo / "samples" / picture), read_json(demo / "preprocessor_config.json"))
+        pixels = preprocess(Image.open(picture).convert("RGB"), read_json(folder / "preprocessor_config.json"))
         image = model.config.image_token_id
         n = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
         item = trace_ref.Item(tok, f"USER: <image>\n{text} ASSISTANT:", n, image)
@@ -108,14 +110,15 @@ class Work:
             out += self.p(self.rig.run(self.bad.expand(len(some), -1, -1), self.edits(some))).tolist()
         return out
 
-    def suffixes(self, size=32):
+    def suffixes(self, size=32, step=1):
         """Rows before the constraint are the same in every run: their keys and values are made once."""
+        cells = self.cells[::step]
         start = min(self.first, self.positions[-1])
         base = DynamicCache()
         self.rig.run(self.clean[:, :start], cache=base)
         out = []
-        for at in range(0, len(self.cells), size):
-            some = self.cells[at:at + size]
+        for at in range(0, len(cells), size):
+            some = cells[at:at + size]
             inside = [c for c in some if c[2] >= start]  # cells before the constraint change nothing
             p = {}
             if inside:
@@ -128,14 +131,23 @@ class Work:
         return out
 
 
-def chiasm(binary, demo, w, threads):
-    command = [binary, "trace", str(demo), str(demo / "samples" / w.picture), w.text, "--corrupt", f"words:{w.words}", "--dtype", "f32",
-               "--threads", str(threads), "--json"]
+def options(o):
+    return ["--dtype", o.dtype, "--threads", str(o.threads), "--json", "--quiet"] + (["--cache", o.cache] if o.cache else [])
+
+
+def whole(o, w):
+    """Seconds of the whole process, and p of the answer by cell."""
+    command = [o.chiasm, "trace", str(o.model), str(w.picture), w.text, "--corrupt", f"words:{w.words}"] + options(o)
     t = time.perf_counter()
-    out = subprocess.run(command, check=True, capture_output=True).stdout
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     t = time.perf_counter() - t
     maps = json.loads(out)["maps"]
     return t, [p for s in ("mlp", "attn", "hidden") for row in maps[s]["own"]["p"] for p in row]
+
+
+def alone(o, w):
+    command = [o.chiasm, "bench", "trace", str(o.model), str(w.picture), w.text, "--runs", "1"] + options(o)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["rows"][0]["median_seconds"]
 
 
 def main():
@@ -144,34 +156,51 @@ def main():
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--question", type=int, default=0)
     a.add_argument("--sample", type=int, default=8, help="rivals a and b run every n-th cell")
+    a.add_argument("--sample-d", type=int, default=1, help="rival d runs every n-th cell")
+    a.add_argument("--batch", type=int, default=32, help="cells a batch of rivals c and d")
+    a.add_argument("--rivals", default="abcd")
     a.add_argument("--chiasm", default=str(ROOT / "build" / "chiasm"))
+    a.add_argument("--model", type=pathlib.Path, default=ROOT / "models" / "demo")
+    a.add_argument("--picture", type=pathlib.Path)
+    a.add_argument("--text", help="with the constraint in brackets")
+    a.add_argument("--words", help="as many tokens as the constraint")
+    a.add_argument("--dtype", choices=("f32", "bf16"), default="f32")
+    a.add_argument("--cache", help="chiasm's --cache")
     o = a.parse_args()
     torch.set_num_threads(o.threads)
-    demo = ROOT / "models" / "demo"
-    model = LlavaForConditionalGeneration.from_pretrained(demo, dtype=torch.float32, attn_implementation="sdpa").eval()
-    tok = Tokenizer.from_file(str(demo / "tokenizer.json"))
+    dtype = torch.float32 if o.dtype == "f32" else torch.bfloat16
+    model = LlavaForConditionalGeneration.from_pretrained(o.model, dtype=dtype, attn_implementation="sdpa").eval()
+    tok = Tokenizer.from_file(str(o.model / "tokenizer.json"))
+    picture, text, words = QUESTIONS[o.question]
     with torch.inference_mode():
-        w = Work(model, tok, demo, o.question)
-        rivals = {"a  one forward per cell": lambda: w.one_by_one(o.sample), "b  batch of 3 per cell": lambda: w.batch_of_3(o.sample),
-                  "c  32 cells a batch": w.batched, "d  shared prefix, 32 suffixes": w.suffixes}
-        worst = max(abs(x - y) for x, y in zip(w.suffixes(), chiasm(o.chiasm, demo, w, o.threads)[1], strict=True))
-        times = {k: [] for k in rivals} | {"chiasm": []}
+        w = Work(model, tok, o.model, o.picture or o.model / "samples" / picture, o.text or text, o.words or words)
+        rivals = {"a  one forward per cell": (o.sample, lambda: w.one_by_one(o.sample)),
+                  "b  batch of 3 per cell": (o.sample, lambda: w.batch_of_3(o.sample)),
+                  f"c  {o.batch} cells a batch": (1, lambda: w.batched(o.batch)),
+                  f"d  shared prefix, {o.batch} suffixes": (o.sample_d, lambda: w.suffixes(o.batch, o.sample_d))}
+        rivals = {k: v for k, v in rivals.items() if k[0] in o.rivals}
+        mine = whole(o, w)[1][::o.sample_d]
+        worst = max(abs(x - y) for x, y in zip(w.suffixes(o.batch, o.sample_d), mine, strict=True))
+        times = {k: [] for k in rivals}
+        process, sweep = [], []
         for _ in range(o.runs):
-            for k, f in rivals.items():
+            for k, (step, f) in rivals.items():
                 t = time.perf_counter()
                 f()
-                scale = len(w.cells) / len(w.cells[::o.sample]) if k[0] in "ab" else 1
-                times[k].append((time.perf_counter() - t) * scale)
-                times["chiasm"].append(chiasm(o.chiasm, demo, w, o.threads)[0])
-    mine = statistics.median(times["chiasm"])
-    print(f"{len(w.cells)} cells, f32, {o.threads} threads, {o.runs} interleaved runs, medians; torch {torch.__version__}, "
-          f"transformers {transformers.__version__}; a and b on every {o.sample}-th cell, scaled")
+                times[k].append((time.perf_counter() - t) * len(w.cells) / len(w.cells[::step]))
+                process.append(whole(o, w)[0])
+                sweep.append(alone(o, w))
+    process, sweep = statistics.median(process), statistics.median(sweep)
+    print(f"{len(w.cells)} cells, {o.dtype}, {o.threads} threads, {o.runs} interleaved runs, medians; torch {torch.__version__}, "
+          f"transformers {transformers.__version__}; a and b on every {o.sample}-th cell, d on every {o.sample_d}-th, scaled")
     print(f"largest difference of an effect to rival d: {worst:.1e}")
-    print(f"{'chiasm trace, whole process':32} {mine:8.3f} s")
+    print(f"{'':32} {'':10}   to the process  to the map alone")
+    print(f"{'chiasm trace, whole process':32} {process:8.3f} s")
+    print(f"{'chiasm, the map alone':32} {sweep:8.3f} s")
     for k in rivals:
         t = statistics.median(times[k])
-        print(f"{k:32} {t:8.3f} s   {t / mine:7.1f} x")
-    if worst > 1e-5:
+        print(f"{k:32} {t:8.3f} s   {t / process:12.1f} x {t / sweep:16.1f} x")
+    if o.dtype == "f32" and worst > 1e-5:
         sys.exit("the maps do not agree")
 
 
