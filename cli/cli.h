@@ -143,6 +143,9 @@ int cli_print_json(const json_t *j, chi_err *err);
 bool cli_interrupted(void);
 void cli_start(int argc, char **argv); /* signals, log, progress */
 void cli_quiet(bool quiet);
+/* Work made of many pieces: only this progress label is shown, with units a minute, and the pieces' own remarks are not.
+ * NULL = everything again. */
+void cli_focus(const char *what);
 void cli_progress_clear(void); /* before writing to the terminal */
 
 #endif

@@ -18,9 +18,10 @@ static bool quiet_now;
 static struct {
   char what[64];
   double start, drawn;
-  int64_t done;
+  int64_t done, first; /* first: what an earlier session had done */
   bool shown;
 } bar;
+static const char *focus; /* the only label that is shown */
 
 static void on_interrupt(int sig) {
   (void)sig;
@@ -29,6 +30,7 @@ static void on_interrupt(int sig) {
 
 bool cli_interrupted(void) { return interrupted != 0; }
 void cli_quiet(bool quiet) { quiet_now = quiet; }
+void cli_focus(const char *what) { focus = what; }
 
 static double seconds(void) {
   struct timespec t;
@@ -43,12 +45,15 @@ void cli_progress_clear(void) {
 }
 
 static void draw(double now, int64_t done, int64_t total) {
-  double part = total > 0 ? (double)done / (double)total : 0;
-  int full = (int)(part * 24 + 0.5), left = (int)((now - bar.start) * (1 - part) / (part > 0 ? part : 1) + 0.999);
+  double part = total > 0 ? (double)done / (double)total : 0, rate = (double)(done - bar.first) / (now - bar.start);
+  int full = (int)(part * 24 + 0.5), left = (int)((double)(total - done) / (rate > 0 ? rate : 1) + 0.999);
   char line[25];
   for (int i = 0; i < 24; i++) line[i] = i < full ? '#' : '.';
   line[24] = 0;
-  if (part > 0)
+  if (rate > 0 && focus)
+    fprintf(stderr, "\r\033[K%s [%s] %lld of %lld, %.3g a minute, %d:%02d left", bar.what, line, (long long)done,
+            (long long)total, 60 * rate, left / 60, left % 60);
+  else if (rate > 0)
     fprintf(stderr, "\r\033[K%s [%s] %3.0f%%, %d:%02d left", bar.what, line, 100 * part, left / 60, left % 60);
   else
     fprintf(stderr, "\r\033[K%s [%s]", bar.what, line);
@@ -61,11 +66,12 @@ static void draw(double now, int64_t done, int64_t total) {
 static int on_progress(void *ud, const char *what, int64_t done, int64_t total) {
   (void)ud;
   if (interrupted) return 1;
-  if (quiet_now || !isatty(STDERR_FILENO)) return 0;
+  if (quiet_now || !isatty(STDERR_FILENO) || (focus && strcmp(what, focus) != 0)) return 0;
   double now = seconds();
   if (strncmp(bar.what, what, sizeof bar.what - 1) != 0 || done < bar.done) {
     snprintf(bar.what, sizeof bar.what, "%s", what);
     bar.start = now;
+    bar.first = focus ? done : 0;
   }
   bar.done = done;
   if (done >= total)
@@ -77,7 +83,7 @@ static int on_progress(void *ud, const char *what, int64_t done, int64_t total) 
 
 static void on_log(void *ud, chi_log_level level, const char *line) {
   (void)ud;
-  if (quiet_now) return;
+  if (quiet_now || focus) return;
   cli_progress_clear();
   fprintf(stderr, "chiasm: %s%s\n", level == CHI_LOG_WARN ? "warning: " : "", line);
 }

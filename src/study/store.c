@@ -210,7 +210,7 @@ out:
 void chi_store_close(chi_store *s) {
   if (!s) return;
   for (int i = 0; i < CHI_STORE_STMTS; i++) sqlite3_finalize(s->stmt[i]);
-  /* A store that nobody writes is one file that may be copied. Fails where someone reads: then the log stays beside it. */
+  /* A store that nobody writes is one file that may be copied. Where someone reads, the log stays beside it. */
   if (s->lock >= 0 && s->db) sqlite3_exec(s->db, "PRAGMA journal_mode = DELETE", NULL, NULL, NULL);
   sqlite3_close(s->db);
   if (s->lock >= 0) close(s->lock);

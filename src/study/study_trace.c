@@ -1,0 +1,167 @@
+/* Causal maps of many items in one sweep, averaged by token role. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "analyze/trace.h"
+#include "study/job.h"
+
+/* One map to make: a job, a corruption, a window. */
+typedef struct want {
+  int job, corrupt, window;
+  chi_trace_opts opts;
+  char spec[1200];
+} want;
+
+/* Which corruption, as a part of a result's name. */
+static void label(char *buf, size_t cap, const char *spec) {
+  snprintf(buf, cap, "%s", spec);
+  for (char *p = buf; *p; p++)
+    if (*p == '/') *p = '_';
+}
+
+/* The study's own words for what an item brings along. false: the item lacks it. */
+static bool resolve(want *w, const chi_study_job *j, const char *spec, chi_err *why) {
+  if (strcmp(spec, "substitute") == 0) {
+    const chi_data_bracket *b = j->ask->n_brackets > 0 ? &j->ask->bracket[0] : NULL;
+    if (b && b->n_sub > 0)
+      snprintf(w->spec, sizeof w->spec, "words:%s", b->sub[0].words);
+    else
+      snprintf(w->spec, sizeof w->spec, "same-length");
+  } else if (strcmp(spec, "picture") == 0) {
+    if (!j->item->donor || !j->ask->image) {
+      chi_fail(why, CHI_ERR_ARG, "the item has no donor picture");
+      return false;
+    }
+    snprintf(w->spec, sizeof w->spec, "picture:%s", j->item->donor);
+  } else {
+    snprintf(w->spec, sizeof w->spec, "%s", spec);
+  }
+  return true;
+}
+
+/* false: this window has no site of its own. */
+static bool set_options(want *w, const chi_study_job *j, int corrupt, int window) {
+  char name[64];
+  bool any = false;
+  const chi_study_opts *o = j->opts;
+  w->opts = (chi_trace_opts){.window = o->window[window],
+                             .corrupt = {.spec = w->spec, .noise_ref = o->noise_ref, .seed = j->seed},
+                             .target = j->answer,
+                             .mem = o->mem};
+  for (int i = 0; chi_study_word(o->sites, i, name, sizeof name); i++)
+    for (int s = 0; s < CHI_TRACE_SITES; s++) /* windows widen component outputs only: the rest once */
+      if (strcmp(name, chi_trace_site_name[s]) == 0 && (window == 0 || s == CHI_TRACE_MLP || s == CHI_TRACE_ATTN))
+        w->opts.site[s] = any = true;
+  /* Another picture's value says nothing where the picture is what was corrupted. */
+  if (!o->no_donor && j->ask->image && j->item->donor && strcmp(o->corrupt[corrupt], "picture") != 0)
+    w->opts.donor = j->item->donor;
+  return any;
+}
+
+/* ---- results --------------------------------------------------------------------------------------------- */
+static int put_map(chi_study_job *j, const chi_trace *t, const char *name, int src, int site, chi_err *err) {
+  int rc = 0;
+  int64_t dim[2] = {chi_trace_steps(t, site), CHI_STUDY_ROLES};
+  size_t n = (size_t)(dim[0] * dim[1]);
+  const chi_metrics *base = chi_trace_base_of(t, src);
+  float *p = chi_study_floats(j, n, err), *diff = chi_study_floats(j, n, err);
+  CHI_TRY(p && diff ? 0 : CHI_ERR_MEMORY);
+  for (int64_t l = 0; l < dim[0]; l++) {
+    double sum[2][CHI_STUDY_ROLES] = {{0}};
+    int count[CHI_STUDY_ROLES] = {0};
+    for (int r = 0; r < t->n_tokens; r++) {
+      const chi_metrics *m = chi_trace_at(t, src, site, (int)l, r);
+      chi_study_role role = chi_study_role_of(t->prompt, t->rows[r]);
+      sum[0][role] += m->p - base->p;
+      sum[1][role] += m->diff - base->diff;
+      count[role]++;
+    }
+    for (int role = 0; role < CHI_STUDY_ROLES; role++) {
+      p[l * CHI_STUDY_ROLES + role] = count[role] ? (float)(sum[0][role] / count[role]) : NAN;
+      diff[l * CHI_STUDY_ROLES + role] = count[role] ? (float)(sum[1][role] / count[role]) : NAN;
+    }
+  }
+  const char *s = chi_trace_site_name[site], *from = chi_trace_source_name[src];
+  CHI_TRY(chi_study_put(j, p, 2, dim, err, "trace/%s/%s/%s/w%d/%s/p", j->ask_name, name, s, t->opts.window, from));
+  CHI_TRY(
+      chi_study_put(j, diff, 2, dim, err, "trace/%s/%s/%s/w%d/%s/diff", j->ask_name, name, s, t->opts.window, from));
+out:
+  return rc;
+}
+
+static int put_trace(chi_study_job *j, const chi_trace *t, const want *w, chi_err *err) {
+  int rc = 0;
+  char name[200];
+  label(name, sizeof name, j->opts->corrupt[w->corrupt]);
+  if (w->window == 0) {
+    int64_t dim = 6;
+    float base[6] = {(float)t->clean.p,    (float)t->corrupt.p,    t->donor ? (float)t->donor_run.p : NAN,
+                     (float)t->clean.diff, (float)t->corrupt.diff, t->donor ? (float)t->donor_run.diff : NAN};
+    CHI_TRY(chi_study_put(j, base, 1, &dim, err, "trace/%s/%s/runs", j->ask_name, name));
+  }
+  for (int src = 0; src < CHI_TRACE_SOURCES; src++)
+    for (int s = 0; s < CHI_TRACE_SITES; s++)
+      if (t->cell[src][s]) CHI_TRY(put_map(j, t, name, src, s, err));
+out:
+  return rc;
+}
+
+/* ---- running --------------------------------------------------------------------------------------------- */
+/* The wants in one sweep. Where that fails as a whole, one by one, so that the others go on. */
+static int run_wants(chi_study_job *const *jobs, const want *w, int n, chi_err *err) {
+  int rc = 0;
+  chi_trace **t = chi_calloc((size_t)n, sizeof *t, err);
+  chi_err *why = chi_calloc((size_t)n, sizeof *why, err), whole = {0};
+  chi_trace_job *tj = chi_calloc((size_t)n, sizeof *tj, err);
+  CHI_TRY(t && why && tj ? 0 : CHI_ERR_MEMORY);
+  for (int i = 0; i < n; i++) tj[i] = (chi_trace_job){.prompt = jobs[w[i].job]->prompt, .opts = &w[i].opts};
+  int bad = chi_trace_run_many(t, why, jobs[0]->model, tj, n, &whole);
+  if (bad == CHI_ERR_CANCELLED) {
+    rc = chi_fail(err, bad, "%s", whole.text);
+    goto out;
+  }
+  if (bad && n > 1) {
+    for (int i = 0; i < n; i++) CHI_TRY(run_wants(jobs, w + i, 1, err));
+    goto out;
+  }
+  for (int i = 0; i < n; i++) {
+    chi_study_job *j = jobs[w[i].job];
+    if (t[i])
+      CHI_TRY(put_trace(j, t[i], &w[i], err));
+    else if (w[i].window == 0)
+      CHI_TRY(chi_study_without(j, why[i].code ? why[i].code : bad, why[i].code ? &why[i] : &whole, err,
+                                j->opts->corrupt[w[i].corrupt]));
+  }
+out:
+  for (int i = 0; t && i < n; i++) chi_trace_free(t[i]);
+  chi_free(t);
+  chi_free(why);
+  chi_free(tj);
+  return rc;
+}
+
+int chi_study_trace(chi_study_job *const *jobs, int n, chi_err *err) {
+  int rc = 0, k = 0;
+  const chi_study_opts *o = jobs[0]->opts;
+  want *w = chi_calloc((size_t)(n * o->n_corrupt * o->n_windows), sizeof *w, err);
+  if (!w) return CHI_ERR_MEMORY;
+  for (int i = 0; i < n; i++)
+    for (int c = 0; c < o->n_corrupt; c++) {
+      chi_err why = {0};
+      want first = {.job = i, .corrupt = c};
+      if (!resolve(&first, jobs[i], o->corrupt[c], &why)) {
+        CHI_TRY(chi_study_without(jobs[i], CHI_ERR_ARG, &why, err, o->corrupt[c]));
+        continue;
+      }
+      for (int win = 0; win < o->n_windows; win++) {
+        w[k] = first;
+        w[k].window = win;
+        k += set_options(&w[k], jobs[i], c, win);
+      }
+    }
+  if (k) rc = run_wants(jobs, w, k, err);
+out:
+  chi_free(w);
+  return rc;
+}

@@ -1,0 +1,172 @@
+/* Transfer studies: attention contributions, edges cut in windows, the entity's name in the lens. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "analyze/contributions.h"
+#include "analyze/knockout.h"
+#include "analyze/lens.h"
+#include "study/job.h"
+
+/* ---- contributions --------------------------------------------------------------------------------------- */
+typedef double (*layer_fn)(const chi_contributions *c, int32_t l);
+
+static int put_layers(chi_study_job *j, const chi_contributions *c, const char *way, const char *what, layer_fn fn,
+                      chi_err *err) {
+  int64_t dim = c->n_layers;
+  float *v = chi_study_floats(j, (size_t)dim, err);
+  if (!v) return CHI_ERR_MEMORY;
+  for (int32_t l = 0; l < c->n_layers; l++) v[l] = (float)fn(c, l);
+  return chi_study_put(j, v, 1, &dim, err, "contributions/%s/%s/%s", j->ask_name, way, what);
+}
+
+static double late_share(const chi_contributions *c, int32_t l) {
+  double share, even;
+  return chi_contrib_late(c, l, &share, &even) ? share : NAN;
+}
+
+static double late_even(const chi_contributions *c, int32_t l) {
+  double share, even;
+  return chi_contrib_late(c, l, &share, &even) ? even : NAN;
+}
+
+/* One way, rows [f0, f1) to rows [t0, t1). */
+static int one_way(chi_study_job *j, const char *way, int32_t f0, int32_t f1, int32_t t0, int32_t t1, chi_err *err) {
+  int rc = 0;
+  chi_contributions *c = NULL;
+  int32_t *from = chi_arena_array(&j->arena, (size_t)(f1 - f0), sizeof *from, err);
+  int32_t *to = chi_arena_array(&j->arena, (size_t)(t1 - t0), sizeof *to, err);
+  if (!from || !to) return CHI_ERR_MEMORY;
+  for (int32_t r = f0; r < f1; r++) from[r - f0] = r;
+  for (int32_t r = t0; r < t1; r++) to[r - t0] = r;
+  chi_contributions_opts o = {.from = from, .n_from = f1 - f0, .to = to, .n_to = t1 - t0, .mem = j->opts->mem};
+  CHI_TRY(chi_contributions_run(&c, j->model, j->prompt, &o, err));
+  CHI_TRY(put_layers(j, c, way, "max", chi_contrib_max, err));
+  CHI_TRY(put_layers(j, c, way, "mean", chi_contrib_mean, err));
+  CHI_TRY(put_layers(j, c, way, "group", chi_contrib_group, err));
+  int64_t heads[2] = {c->n_layers, c->heads}, sources[2] = {c->n_layers, c->n_from};
+  float *h = chi_study_floats(j, (size_t)(heads[0] * heads[1]), err);
+  CHI_TRY(h ? 0 : CHI_ERR_MEMORY);
+  for (int32_t l = 0; l < c->n_layers; l++)
+    for (int32_t k = 0; k < c->heads; k++) h[l * c->heads + k] = (float)chi_contrib_head(c, l, k);
+  CHI_TRY(chi_study_put(j, h, 2, heads, err, "contributions/%s/%s/head", j->ask_name, way));
+  if (f0 == j->prompt->image_row && f1 > f0) {
+    CHI_TRY(put_layers(j, c, way, "late", late_share, err));
+    CHI_TRY(put_layers(j, c, way, "late_even", late_even, err));
+    float *s = chi_study_floats(j, (size_t)(sources[0] * sources[1]), err);
+    CHI_TRY(s ? 0 : CHI_ERR_MEMORY);
+    for (int32_t l = 0; l < c->n_layers; l++)
+      for (int32_t k = 0; k < c->n_from; k++) s[l * c->n_from + k] = (float)chi_contrib_from(c, l, k);
+    CHI_TRY(chi_study_put(j, s, 2, sources, err, "contributions/%s/%s/patch", j->ask_name, way));
+  }
+out:
+  chi_contributions_free(c);
+  return rc;
+}
+
+int chi_study_contributions(chi_study_job *const *jobs, int n, chi_err *err) {
+  int rc = 0;
+  for (int i = 0; i < n; i++) {
+    chi_study_job *j = jobs[i];
+    const chi_prompt *p = j->prompt;
+    chi_err why = {0};
+    int bad = 0;
+    if (p->span_hi == p->span_lo) continue;
+    if (p->n_image > 0)
+      bad = one_way(j, "image>words", p->image_row, p->image_row + p->n_image, p->span_lo, p->span_hi, &why);
+    if (!bad && p->span_hi < p->n_rows)
+      bad = one_way(j, "words>last", p->span_lo, p->span_hi, p->n_rows - 1, p->n_rows, &why);
+    if (bad) CHI_TRY(chi_study_without(j, bad, &why, err, "contributions"));
+  }
+out:
+  return rc;
+}
+
+/* ---- knock-out ------------------------------------------------------------------------------------------- */
+static int one_window(chi_study_job *j, int window, chi_err *err) {
+  int rc = 0;
+  chi_knockout *k = NULL;
+  chi_knockout_opts o = {
+      .window = window, .controls = j->opts->controls, .seed = j->seed, .target = j->answer, .mem = j->opts->mem};
+  CHI_TRY(chi_knockout_run(&k, j->model, j->prompt, &o, err));
+  int64_t dim = k->n_layers;
+  float *own = chi_study_floats(j, (size_t)dim, err), *control = chi_study_floats(j, (size_t)dim, err);
+  CHI_TRY(own && control ? 0 : CHI_ERR_MEMORY);
+  for (int s = 0; s < k->n_sets; s++) {
+    for (int l = 0; l < k->n_layers; l++) {
+      double low, high;
+      own[l] = (float)(chi_knockout_at(k, s, 0, l)->p - k->clean.p);
+      control[l] = o.controls > 0 ? (float)(chi_knockout_control(k, s, l, &low, &high).p - k->clean.p) : NAN;
+    }
+    CHI_TRY(chi_study_put(j, own, 1, &dim, err, "knockout/%s/%s/w%d/own", j->ask_name, k->set[s].name, window));
+    if (o.controls > 0)
+      CHI_TRY(
+          chi_study_put(j, control, 1, &dim, err, "knockout/%s/%s/w%d/control", j->ask_name, k->set[s].name, window));
+  }
+out:
+  chi_knockout_free(k);
+  return rc;
+}
+
+int chi_study_knockout(chi_study_job *const *jobs, int n, chi_err *err) {
+  int rc = 0;
+  for (int i = 0; i < n; i++)
+    for (int w = 0; w < jobs[i]->opts->n_windows; w++) {
+      chi_err why = {0};
+      int bad = one_window(jobs[i], jobs[i]->opts->window[w], &why);
+      if (!bad) continue;
+      CHI_TRY(chi_study_without(jobs[i], bad, &why, err, "knockout"));
+      break;
+    }
+out:
+  return rc;
+}
+
+/* ---- lens ------------------------------------------------------------------------------------------------ */
+/* Best rank of the entity's name over the rows of the constraint, and at the last row: of the input and every layer. */
+static int bridge(chi_study_job *j, chi_err *err) {
+  int rc = 0;
+  int32_t *words = NULL, n_words = 0, n = 0;
+  bool part = false;
+  chi_lens *lens = NULL;
+  const chi_prompt *p = j->prompt;
+  int32_t *rows = chi_arena_array(&j->arena, (size_t)p->n_rows, sizeof *rows, err);
+  if (!rows) return CHI_ERR_MEMORY;
+  for (int32_t r = p->span_lo; r < p->span_hi; r++) rows[n++] = r;
+  if (n == 0 || rows[n - 1] != p->n_rows - 1) rows[n++] = p->n_rows - 1;
+  CHI_TRY(chi_lens_word(&words, &n_words, &part, j->model, p, j->item->entity, err));
+  chi_lens_opts o = {.rows = rows, .n_rows = n, .k = 1, .words = words, .n_words = n_words, .mem = j->opts->mem};
+  CHI_TRY(chi_lens_run(&lens, j->model, p, &o, err));
+  int64_t dim = lens->n_layers;
+  float *at = chi_study_floats(j, (size_t)dim, err);
+  CHI_TRY(at ? 0 : CHI_ERR_MEMORY);
+  for (int end = 0; end < 2; end++) {
+    for (int32_t l = 0; l < lens->n_layers; l++) {
+      int32_t best = 0;
+      for (int32_t r = end ? n - 1 : 0; r < (end ? n : n - 1); r++) {
+        int32_t rank = lens->cell.rank[r * lens->n_layers + l];
+        if (best == 0 || rank < best) best = rank;
+      }
+      at[l] = best ? (float)best : NAN;
+    }
+    CHI_TRY(chi_study_put(j, at, 1, &dim, err, "lens/%s/%s/rank", j->ask_name, end ? "last" : "words"));
+  }
+  if (part) json_object_set_new(j->info, "entity_by_first_token", json_true());
+out:
+  chi_free(words);
+  chi_lens_free(lens);
+  return rc;
+}
+
+int chi_study_lens(chi_study_job *const *jobs, int n, chi_err *err) {
+  int rc = 0;
+  for (int i = 0; i < n; i++) {
+    chi_err why = {0};
+    const chi_study_job *j = jobs[i];
+    if (!j->item->entity || !*j->item->entity || j->prompt->span_lo == j->prompt->span_hi) continue;
+    int bad = bridge(jobs[i], &why);
+    if (bad) CHI_TRY(chi_study_without(jobs[i], bad, &why, err, "lens"));
+  }
+out:
+  return rc;
+}
