@@ -54,7 +54,7 @@ static const cli_opt kOpts[] = {
     {.name = "--sequential", .kind = CLI_FLAG, CLI_AT(args, sequential),
      .doc = "--requests: one edit after another, each made on top of the earlier ones"},
     {.name = "--moments", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, moments),
-     .doc = "rome, memit: safetensors with decoder.<layer>.mlp_act.moment; the identity if not given"},
+     .doc = "rome, memit: second moments of keys, made by `chiasm moments`; the identity if not given"},
     {.name = "--weight", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, weight),
      .doc = "ft: q, k, v, o, gate, up or down"},
     {.name = "--donor", .arg = "FILE", .kind = CLI_LIST, CLI_AT(args, donors),
@@ -214,7 +214,7 @@ static int compare_keys(work *w, chi_err *err) {
     CHI_TRY(chi_edit_states(&w->m->net, s->prompt, row, layer, other, NULL, NULL, err));
     double ko = chi_dot64(key, other, f), oo = chi_dot64(other, other, f);
     s->cosine = kk > 0 && oo > 0 ? ko / sqrt(kk * oo) : 0;
-    s->leak = ko / (lambda + kk);
+    s->leak = chi_edit_leak(w->delta, layer, lambda, key, other);
   }
 out:
   chi_free(key);
@@ -339,6 +339,16 @@ static int print_text(work *w, chi_err *err) {
   if (!isnan(w->hyper.clamp)) {
     chi_str_addf(&s, "; key of row %d, k.k %.4g", w->ask->req.row, i->kk);
     if (!isnan(w->hyper.lambda)) chi_str_addf(&s, ", lambda %.4g", i->lambda);
+  }
+  if (!isnan(w->hyper.shrink)) {
+    const json_t *c = json_object_get(w->delta->header, "second_moment");
+    const char *file = json_string_value(json_object_get(c, "file"));
+    if (file)
+      chi_str_addf(&s, "\nsecond moment of %s: %lld keys of %lld prompts, shrunk by %g", file,
+                   (long long)json_integer_value(json_object_get(c, "keys")),
+                   (long long)json_integer_value(json_object_get(c, "prompts")), w->hyper.shrink);
+    else
+      chi_str_add(&s, "\nsecond moment: the identity (chiasm moments makes one)");
   }
   if (!isnan(w->hyper.steps))
     chi_str_addf(&s, "\n%d steps, -log p %.3f -> %.3f, |delta| %.3f (%.2f of %.3f)", i->steps, i->loss_first,

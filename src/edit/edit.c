@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "analyze/metrics.h"
+#include "edit/moments.h"
 #include "sweep/generate.h"
 
 static const struct {
@@ -123,6 +124,26 @@ static int check_request(const chi_model *m, const chi_request *r, chi_err *err)
   return 0;
 }
 
+/* What C is, where the method has one. */
+static int note_moments(chi_job *j, chi_err *err) {
+  chi_moments_info i;
+  json_t *o;
+  if (isnan(j->h.shrink)) return 0;
+  if (!j->opts->moments) {
+    o = json_string("identity");
+  } else {
+    int rc = chi_moments_read_info(&i, j->opts->moments, err);
+    if (rc) return rc;
+    if (i.keys && i.keys < 20 * i.ffn)
+      chi_log(CHI_LOG_WARN, "%s holds %lld keys, fewer than 20 for each of %lld neurons: shrink it, or collect more",
+              j->opts->moments, (long long)i.keys, (long long)i.ffn);
+    json_t *file = json_string(j->opts->moments);
+    o = json_pack("{s:o,s:I,s:I}", "file", file ? file : json_string("(a name that is no UTF-8)"), "keys",
+                  (json_int_t)i.keys, "prompts", (json_int_t)i.prompts);
+  }
+  return json_object_set_new(j->delta->header, "second_moment", o) ? chi_fail(err, CHI_ERR_MEMORY, "out of memory") : 0;
+}
+
 int chi_edit_run(chi_delta **out, chi_edit_info *info, chi_model *m, const chi_request *req, size_t n,
                  const chi_edit_opts *o, chi_err *err) {
   int rc = 0;
@@ -151,6 +172,7 @@ int chi_edit_run(chi_delta **out, chi_edit_info *info, chi_model *m, const chi_r
   json_object_set_new(j.delta->header, "layers", json_pack("[i,i]", j.layer_lo, j.layer_hi));
   json_object_set_new(j.delta->header, "hyperparameters", hyper_json(&j.h));
   json_object_set_new(j.delta->header, "base", json_pack("{s:s,s:s}", "sha256", m->hash, "family", m->family));
+  CHI_TRY(note_moments(&j, err));
   CHI_TRY(method->run(&j, err));
   if (info) *info = j.info;
 out:

@@ -59,7 +59,7 @@ typedef struct chi_edit_opts {
   int layer_lo, layer_hi;      /* ends included; -1 = the preset's */
   const chi_hyper *hyper;      /* NULL = the preset's */
   int weight;                  /* ft: chi_weight of the layer */
-  const char *moments;         /* file with decoder.<layer>.mlp_act.moment [ffn][ffn], or NULL = identity */
+  const char *moments;         /* second moments of keys (edit/moments.h), or NULL = identity */
 } chi_edit_opts;
 
 typedef struct chi_edit_info { /* of the optimisation, mean over requests */
@@ -167,6 +167,9 @@ int chi_edit_key(const chi_net *net, const chi_request *r, int layer, bool halve
  * |delta| / norm^2. norm: |z0|. Adds to info's loss_*, steps, delta_norm, kl. */
 int chi_edit_value(float *delta, const chi_net *net, const chi_request *r, int layer, double norm, const chi_hyper *h,
                    chi_edit_info *info, chi_err *err);
+/* Share of the change that another key [ffn] receives: v.k' / (lambda + v.k) of a rank-one change u v^T in a layer's `down`,
+ * k the edit's own key. That is k.k' / (lambda + k.k) where v is k (MultEdit). NAN where the change has no such form. */
+double chi_edit_leak(const chi_delta *d, int layer, double lambda, const float *key, const float *other);
 /* For methods of one layer and key: key [ffn] by chi_edit_key and residual [d] = z - W'k of the value z = z0 + delta, z0 what
  * stands at the bare prompt's row. Fills the job's info. */
 int chi_edit_residual(chi_job *j, float *key, float *residual, chi_err *err);
@@ -194,8 +197,10 @@ double chi_dot64(const float *a, const float *b, int64_t n);
 int chi_chol(double *a, int64_t n, chi_err *err);
 /* L L^T x = b, in place. */
 void chi_chol_solve(const double *l, int64_t n, double *b);
-/* Second moment of keys of a layer, shrunk, as its Cholesky factor [n][n]; *out NULL where there is no file (identity). */
-int chi_edit_moment(double **out, const char *file, int layer, int64_t n, double shrink, chi_err *err);
+/* Second moment of keys of a layer (edit/moments.h), shrunk, as its Cholesky factor [n][n]; *out NULL where there is no
+ * file (identity). */
+int chi_edit_moment(double **out, const char *file, const char *model_hash, int layer, int64_t n, double shrink,
+                    chi_err *err);
 
 /* ---- export ---------------------------------------------------------------------------------------------------- */
 /* Writes a Hugging Face folder: the base's files, and model.safetensors with the deltas' changes in the weights that the

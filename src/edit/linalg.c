@@ -1,8 +1,8 @@
 /* Cholesky in f64: for second moments of keys and the small systems of MEMIT. Same bits on any number of threads. */
 #include <math.h>
-#include <stdio.h>
 
 #include "edit/edit.h"
+#include "edit/moments.h"
 
 typedef struct col_job {
   double *a;
@@ -49,29 +49,13 @@ void chi_chol_solve(const double *l, int64_t n, double *b) {
   }
 }
 
-int chi_edit_moment(double **out, const char *file, int layer, int64_t n, double shrink, chi_err *err) {
+int chi_edit_moment(double **out, const char *file, const char *model_hash, int layer, int64_t n, double shrink,
+                    chi_err *err) {
   int rc = 0;
-  char name[96];
-  chi_st *st = NULL;
   double *c = NULL, mean = 0;
   *out = NULL;
   if (!file) return 0;
-  snprintf(name, sizeof name, "decoder.%d.mlp_act.moment", layer);
-  CHI_TRY(chi_st_open(&st, file, err));
-  const chi_tensor *t = chi_st_find(st, name);
-  if (!t || t->ndim != 2 || t->dim[0] != n || t->dim[1] != n || (t->dtype != CHI_F32 && t->dtype != CHI_F64)) {
-    rc = chi_fail(err, CHI_ERR_FORMAT, "%s: no F32 or F64 tensor '%s' of %lldx%lld", file, name, (long long)n,
-                  (long long)n);
-    goto out;
-  }
-  CHI_TRY((c = chi_calloc((size_t)(n * n), sizeof *c, err)) ? 0 : CHI_ERR_MEMORY);
-  for (int64_t i = 0; i < n * n; i++) {
-    c[i] = t->dtype == CHI_F64 ? ((const double *)t->data)[i] : (double)((const float *)t->data)[i];
-    if (!isfinite(c[i])) {
-      rc = chi_fail(err, CHI_ERR_FORMAT, "%s: tensor '%s' holds numbers that are not finite", file, name);
-      goto out;
-    }
-  }
+  CHI_TRY(chi_moments_load(&c, file, layer, n, model_hash, err));
   for (int64_t i = 0; i < n; i++) mean += c[i * n + i] / (double)n;
   for (int64_t i = 0; i < n * n; i++) c[i] *= 1 - shrink;
   for (int64_t i = 0; i < n; i++) c[i * n + i] += shrink * mean;
@@ -80,6 +64,5 @@ int chi_edit_moment(double **out, const char *file, int layer, int64_t n, double
   c = NULL;
 out:
   chi_free(c);
-  chi_st_close(st);
   return rc;
 }

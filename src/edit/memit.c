@@ -50,7 +50,7 @@ static int solve(chi_job *j, work *w, int layer, chi_err *err) {
   lambda = j->h.lambda_share ? j->h.lambda * kk : j->h.lambda;
   if (!(lambda > 0)) lambda = 1e-9 * kk; /* the limit; the system stays solvable when keys repeat */
   j->info.kk = kk, j->info.lambda = lambda;
-  CHI_TRY(chi_edit_moment(&c, j->opts->moments, layer, w->f, j->h.shrink, err));
+  CHI_TRY(chi_edit_moment(&c, j->opts->moments, j->m->hash, layer, w->f, j->h.shrink, err));
   for (int64_t i = 0; i < n * w->f; i++) w->x[i] = (double)w->k[i];
   for (int64_t i = 0; c && i < n; i++) chi_chol_solve(c, w->f, w->x + i * w->f);
   for (int64_t a = 0; a < n; a++)

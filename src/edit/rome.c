@@ -15,7 +15,7 @@ static int run(chi_job *j, chi_err *err) {
     rc = chi_fail(err, CHI_ERR_ARG, "rome changes one layer; memit spreads a change over several");
     goto out;
   }
-  CHI_TRY(chi_edit_moment(&c, j->opts->moments, j->layer_lo, f, j->h.shrink, err));
+  CHI_TRY(chi_edit_moment(&c, j->opts->moments, j->m->hash, j->layer_lo, f, j->h.shrink, err));
   CHI_TRY(chi_edit_residual(j, key, delta, err));
   for (int64_t i = 0; i < f; i++) x[i] = (double)key[i];
   if (c) chi_chol_solve(c, f, x);

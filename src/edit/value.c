@@ -318,3 +318,13 @@ out:
   chi_free(mean);
   return rc;
 }
+
+double chi_edit_leak(const chi_delta *d, int layer, double lambda, const float *key, const float *other) {
+  for (size_t i = 0; i < d->n; i++) {
+    const chi_delta_part *p = &d->part[i];
+    if (p->stack != CHI_DECODER || p->layer != layer || p->which != CHI_W_DOWN || p->rank != 1 || p->d) continue;
+    double own = (isnan(lambda) ? 0 : lambda) + chi_dot64(p->v, key, p->k);
+    return own != 0 ? chi_dot64(p->v, other, p->k) / own : NAN;
+  }
+  return NAN;
+}
