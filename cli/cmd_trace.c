@@ -14,11 +14,11 @@
 typedef struct args {
   cli_common c;
   const char *sites, *corrupt, *donor, *donor_dir, *target, *target_text, *noise_ref, *noise_file, *out, *dump_plan,
-      *window, *brackets, *groups;
+      *window, *brackets, *groups, *path_to;
   int window_style, direction, cells;
   int64_t check, top, random_sites;
   uint64_t seed;
-  bool all_rows;
+  bool all_rows, path_direct;
 } args;
 static const args kDefaults = {.c = CLI_COMMON_DEFAULTS,
                                .sites = "mlp,attn,hidden",
@@ -32,7 +32,8 @@ static const cli_opt kOpts[] = {
      .arg = "LIST",
      .kind = CLI_STR,
      CLI_AT(args, sites),
-     .doc = "what is put back: mlp, attn, hidden, hidden-no-mlp, hidden-no-attn (later ones severed), head, embed"},
+     .doc =
+         "what is put back: mlp, attn, hidden, hidden-no-mlp, hidden-no-attn (later ones severed), head, embed, path"},
     {.name = "--window",
      .arg = "W",
      .kind = CLI_STR,
@@ -106,6 +107,13 @@ static const cli_opt kOpts[] = {
      .kind = CLI_STR,
      CLI_AT(args, groups),
      .doc = "further cells, each a set of rows put back together: late (patches), late36, image, constraint, 3-7, ..."},
+    {.name = "--path-to",
+     .arg = "L.H.q|L.H.k|L.H.v|out",
+     .kind = CLI_STR,
+     CLI_AT(args, path_to),
+     .doc =
+         "site path: from each head to this head's query, key or value, or to the logits, past all attention between"},
+    {.name = "--path-direct", .kind = CLI_FLAG, CLI_AT(args, path_direct), .doc = "paths past the MLPs between, too"},
     {.name = "--all-rows",
      .kind = CLI_FLAG,
      CLI_AT(args, all_rows),
@@ -150,7 +158,9 @@ static int parse_sites(bool site[CHI_TRACE_SITES], const char *list, chi_err *er
     int s = 0;
     while (s < CHI_TRACE_SITES && strcmp(chi_trace_site_name[s], p) != 0) s++;
     if (s == CHI_TRACE_SITES)
-      return cli_usage(err, "--sites: '%s' is not one of mlp, attn, hidden, hidden-no-mlp, hidden-no-attn, head, embed",
+      return cli_usage(err,
+                       "--sites: '%s' is not one of mlp, attn, hidden, hidden-no-mlp, hidden-no-attn, head, embed, "
+                       "path",
                        p);
     site[s] = any = true;
   }
@@ -288,7 +298,13 @@ static int make_options(chi_trace_opts *o, const args *a, chi_err *err) {
   if (a->donor && a->donor_dir) return cli_usage(err, "--donor and --donor-dir are two ways to name the donor");
   if (!chi_select_window(&window, a->window, 1))
     return cli_usage(err, "--window: '%s' is no number of layers, nor a share as 20%%", a->window);
-  return parse_sites(o->site, a->sites, err);
+  int rc = parse_sites(o->site, a->sites, err);
+  if (rc) return rc;
+  if (o->site[CHI_TRACE_PATH] != (a->path_to != NULL))
+    return cli_usage(err, "site path and --path-to go together: where to do the paths lead?");
+  rc = a->path_to ? chi_path_parse(&o->path, a->path_to, err) : 0;
+  o->path.direct = a->path_direct;
+  return rc;
 }
 
 static int run(cli *c, void *v, chi_err *err) {

@@ -315,7 +315,7 @@ out:
   return rc;
 }
 
-/* Prompts about the donor candidates' pictures. A candidate that cannot be read is passed over where there are others. */
+/* Prompts about the donor candidates' pictures. One that cannot be read is passed over where there are others. */
 static int load_donors(work *w, int j, chi_err *err) {
   int rc = 0;
   const chi_trace *t = w->t[j];
@@ -382,6 +382,17 @@ static int set_maps(chi_trace *t, bool donor, chi_err *err) {
   return 0;
 }
 
+static int check_path(const chi_trace *t, chi_err *err) {
+  const chi_path *to = &t->opts.path;
+  if (!t->opts.site[CHI_TRACE_PATH] || to->part == CHI_PATH_OUT) return 0;
+  if (to->layer < 1 || to->layer >= t->n_layers)
+    return chi_fail(err, CHI_ERR_ARG, "a path to layer %d: receivers are in layers 1 to %d, behind their senders",
+                    to->layer, t->n_layers - 1);
+  if (to->head < 0 || to->head >= t->n_heads)
+    return chi_fail(err, CHI_ERR_ARG, "a path to head %d: the model has heads 0 to %d", to->head, t->n_heads - 1);
+  return 0;
+}
+
 static int set_up(work *w, int j, chi_err *err) {
   int rc = 0;
   chi_trace *t = w->t[j];
@@ -392,6 +403,7 @@ static int set_up(work *w, int j, chi_err *err) {
   t->n_layers = w->m->net.decoder.spec.layers;
   t->n_heads = w->m->net.decoder.spec.heads;
   t->target = o->target;
+  CHI_TRY(check_path(t, err));
   CHI_TRY(set_target(t, err));
   CHI_TRY(chi_corruption_make(&t->corruption, w->m, t->prompt, &o->corrupt, err));
   CHI_TRY(chii_trace_rows(t, err));

@@ -21,8 +21,8 @@
 #include "analyze/metrics.h"
 #include "sweep/run.h"
 
-/* CHI_TRACE_SITE(ENUM, name, site, severed site or site again, steps, doc). Steps of a map: LAYERS, HEADS = layers x heads
- * (step = layer * heads + head), ONCE. Windows widen mlp and attn only. */
+/* X(ENUM, name, site, severed site or site again, steps, doc). Steps of a map: LAYERS, HEADS = layers x heads (step =
+ * layer * heads + head; of paths only the layers before the receiver), ONCE. Windows widen mlp and attn only. */
 #define CHI_TRACE_SITE_TABLE(X)                                                                                   \
   X(MLP, "mlp", MLP_OUT, MLP_OUT, LAYERS, "MLP outputs")                                                          \
   X(ATTN, "attn", ATTN_OUT, ATTN_OUT, LAYERS, "attention outputs")                                                \
@@ -30,7 +30,8 @@
   X(NO_MLP, "hidden-no-mlp", RESID_POST, MLP_OUT, LAYERS, "hidden states, later MLPs of the row severed")         \
   X(NO_ATTN, "hidden-no-attn", RESID_POST, ATTN_OUT, LAYERS, "hidden states, later attention of the row severed") \
   X(HEAD, "head", HEAD_OUT, HEAD_OUT, HEADS, "single attention heads")                                            \
-  X(EMBED, "embed", EMBED, EMBED, ONCE, "input embeddings: the words put back as words")
+  X(EMBED, "embed", EMBED, EMBED, ONCE, "input embeddings: the words put back as words")                         \
+  X(PATH, "path", HEAD_OUT, HEAD_OUT, HEADS, "paths from single heads to one head's input, or to the logits")
 enum {
 #define CHI_TRACE_ENUM(E, name, site, severed, steps, doc) CHI_TRACE_##E,
   CHI_TRACE_SITE_TABLE(CHI_TRACE_ENUM)
@@ -49,6 +50,20 @@ enum {
 };
 extern const char *const chi_trace_source_name[CHI_TRACE_SOURCES]; /* "own", "donor", "noise" */
 
+/* Path patching (Wang et al. 2023, section 3.1; Goldowsky-Dill et al. 2023), site `path`: a head's value is put back at the
+ * cell's rows while all later attention keeps what it gave in the run that is patched, so that it reaches the receiver's
+ * query, key or value there through the residual stream and the MLPs alone (direct: not through MLPs either); what the
+ * receiver was given then is put into a fresh run, and everything behind it is computed anew. OUT: the receiver is the
+ * head of the model. */
+typedef enum chi_path_part { CHI_PATH_Q, CHI_PATH_K, CHI_PATH_V, CHI_PATH_OUT } chi_path_part;
+typedef struct chi_path {
+  chi_path_part part;
+  int32_t layer, head; /* of the receiver; K, V: query heads that share keys are one receiver */
+  bool direct;
+} chi_path;
+/* "5.3.q" (layer, head, q, k or v) or "out". */
+int chi_path_parse(chi_path *out, const char *text, chi_err *err);
+
 typedef struct chi_trace_opts {
   bool site[CHI_TRACE_SITES];
   int window;           /* layers in a window (>= 1); of mlp and attn only */
@@ -64,6 +79,7 @@ typedef struct chi_trace_opts {
   bool span_cell;            /* each bracket's rows are put back together, as one cell */
   const char *groups;        /* further cells, each a set of rows (chi_select_rows) put back together: "late;constraint" */
   bool all_rows;             /* every row; else from the last picture row (row 0 without a picture) on */
+  chi_path path;             /* receiver, for site path */
   int32_t null_draws;        /* random-site control: so many draws for each of mlp, attn, hidden, head that is asked for */
   uint64_t null_seed;
   int check; /* this many cells are run again by the dense executor and compared bit for bit */
@@ -87,6 +103,7 @@ typedef struct chi_trace {
   int32_t n_tokens;          /* the first so many are no groups */
   int32_t *rows, *n_cell;    /* [n_rows]: first row of each cell, and how many it has */
   int32_t **cell_rows;       /* [n_rows]: all of them */
+  int32_t *every;            /* [n_rows_total]: 0, 1, ... */
   const char **cell_name;    /* [n_rows]: a bracket's words, a group's name; NULL for a single token */
   int32_t *lo, *hi;          /* [CHI_TRACE_SITES][n_layers]: layers [lo, hi] that a cell restores, inclusive */
   chi_metrics clean, corrupt, donor_run;
@@ -116,8 +133,9 @@ int chi_trace_plan(chi_plan **out, const chi_trace *t, chi_err *err);
 /* Metrics of the run that a source's cells are compared with: corrupted, or clean in direction noise. */
 const chi_metrics *chi_trace_base_of(const chi_trace *t, int source);
 const chi_metrics *chi_trace_base(const chi_trace *t); /* of OWN */
-/* Steps of a site's maps: layers, layers x heads, or 1. */
+/* Steps of a site's maps: layers, layers x heads, or 1. A step's layer is -1 where there is none, its head likewise. */
 int chi_trace_steps(const chi_trace *t, int site);
+void chi_trace_step(const chi_trace *t, int site, int step, int *layer, int *head);
 /* step: a layer, except for heads and embed. row: index into rows. */
 const chi_metrics *chi_trace_at(const chi_trace *t, int source, int site, int step, int row);
 /* Token role of a cell ("constraint", "last", ...); a group's own name; "constraint2" for the rows of the second of

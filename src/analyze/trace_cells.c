@@ -25,8 +25,13 @@ const char *const chi_trace_site_doc[CHI_TRACE_SITES] = {
 const char *const chi_trace_source_name[CHI_TRACE_SOURCES] = {"own", "donor", "noise"};
 
 int chi_trace_steps(const chi_trace *t, int site) {
-  int L = t->n_layers;
+  int L = site == CHI_TRACE_PATH && t->opts.path.part != CHI_PATH_OUT ? t->opts.path.layer : t->n_layers;
   return kSite[site].steps == LAYERS ? L : kSite[site].steps == HEADS ? L * t->n_heads : 1;
+}
+
+void chi_trace_step(const chi_trace *t, int site, int step, int *layer, int *head) {
+  *head = kSite[site].steps == HEADS ? step % t->n_heads : -1;
+  *layer = kSite[site].steps == HEADS ? step / t->n_heads : kSite[site].steps == ONCE ? -1 : step;
 }
 
 int chii_samples(const chi_trace *t, int source) { /* a donor's value in the clean run does not depend on the sample */
@@ -113,49 +118,26 @@ void chii_cells_free(chii_cells *c) {
 }
 
 /* ---- cells ----------------------------------------------------------------------------------------------- */
-/* A step's layer, and its head or -1. */
-static int place(const chi_trace *t, int site, int step, int *head) {
-  *head = kSite[site].steps == HEADS ? step % t->n_heads : -1;
-  return kSite[site].steps == HEADS ? step / t->n_heads : kSite[site].steps == ONCE ? 0 : step;
-}
-
-/* Puts the source's value into layers [lo, hi] of a branch. */
-static int put(const chi_trace *t, chi_plan *p, int branch, int from, chii_cell c, int lo, int hi, const int32_t *rows,
-               int32_t n, chi_err *err) {
-  int head;
-  place(t, c.site, c.step, &head);
+/* Copies from `from` what a site gave there: layers [lo, hi). */
+static int copy(chi_plan *p, int branch, int from, chi_site site, int lo, int hi, int part, const int32_t *rows,
+                int32_t n, chi_err *err) {
   chi_intervention iv = {.op = CHI_OP_COPY,
                          .stack = CHI_DECODER,
-                         .site = kSite[c.site].site,
+                         .site = site,
                          .layer_lo = lo,
-                         .layer_hi = hi + 1,
+                         .layer_hi = hi,
                          .rows = rows,
                          .n_rows = n,
-                         .part_lo = head < 0 ? 0 : head,
-                         .part_hi = head + 1,
+                         .part_lo = part < 0 ? 0 : part,
+                         .part_hi = part + 1,
                          .source = from};
-  return chi_plan_intervene(p, branch, &iv, 0, err);
-}
-
-/* The rows' MLPs (or attention) behind `layer` give what they gave in `base`, whatever now comes in. */
-static int sever(const chi_trace *t, chi_plan *p, int branch, int base, int site, int layer, const int32_t *rows,
-                 int32_t n, chi_err *err) {
-  if (kSite[site].severed == kSite[site].site || layer + 1 >= t->n_layers) return 0;
-  chi_intervention iv = {.op = CHI_OP_COPY,
-                         .stack = CHI_DECODER,
-                         .site = kSite[site].severed,
-                         .layer_lo = layer + 1,
-                         .layer_hi = t->n_layers,
-                         .rows = rows,
-                         .n_rows = n,
-                         .source = base};
-  return chi_plan_intervene(p, branch, &iv, 0, err);
+  return lo < hi ? chi_plan_intervene(p, branch, &iv, 0, err) : 0;
 }
 
 /* A random-site draw: null_cells different (layer, row) places among those that can differ from the corrupted run, as
  * likely each (Floyd's algorithm). The same draw of two sites with as many places is the same places. */
 static int add_draw(const chi_trace *t, chi_plan *p, int branch, int from, chii_cell c, chi_err *err) {
-  int rc = 0, k = t->null_cells[c.site], n = 0, head;
+  int rc = 0, k = t->null_cells[c.site], n = 0, layer, head;
   int32_t first = chii_first_live(t), per = t->n_tokens - first, all = per * chi_trace_steps(t, c.site);
   int *taken = chi_calloc((size_t)k, sizeof *taken, err);
   if (!taken) return CHI_ERR_MEMORY;
@@ -165,29 +147,64 @@ static int add_draw(const chi_trace *t, chi_plan *p, int branch, int from, chii_
       if (taken[i] == u) u = j;
     taken[n++] = u;
     c.step = u / per;
-    int layer = place(t, c.site, c.step, &head);
-    CHI_TRY(put(t, p, branch, from, c, layer, layer, &t->rows[first + u % per], 1, err));
+    chi_trace_step(t, c.site, c.step, &layer, &head);
+    const int32_t *row = &t->rows[first + u % per];
+    CHI_TRY(copy(p, branch, from, kSite[c.site].site, layer, layer + 1, head, row, 1, err));
   }
 out:
   chi_free(taken);
   return rc;
 }
 
+/* A path is two branches: `probe`, in which the sender's value can reach the receiver on the wanted way only, and the run
+ * that takes the receiver's input from it. With the logits as receiver the probe is the run. */
+static int add_path(const chi_trace *t, chi_plan *p, int base, int from, chii_cell c, int *branch, chi_err *err) {
+  static const chi_site kInput[] = {CHI_SITE_Q, CHI_SITE_K, CHI_SITE_V};
+  const chi_path *to = &t->opts.path;
+  int rc = 0, layer, head, probe, part = to->head, end = to->part == CHI_PATH_OUT ? t->n_layers : to->layer;
+  const int32_t *rows = t->cell_rows[c.row], *frozen = rows;
+  int32_t n = t->n_cell[c.row], n_frozen = n;
+  if (to->part == CHI_PATH_OUT) { /* rows behind the cell's would carry it on to the last */
+    frozen = t->every + rows[0];
+    n_frozen = t->n_rows_total - rows[0];
+  }
+  chi_trace_step(t, c.site, c.step, &layer, &head);
+  CHI_TRY(chi_plan_child(p, base, &probe, err));
+  CHI_TRY(copy(p, probe, from, CHI_SITE_HEAD_OUT, layer, layer + 1, head, rows, n, err));
+  CHI_TRY(copy(p, probe, base, CHI_SITE_ATTN_OUT, layer + 1, end, -1, frozen, n_frozen, err));
+  if (to->direct) CHI_TRY(copy(p, probe, base, CHI_SITE_MLP_OUT, layer, end, -1, frozen, n_frozen, err));
+  *branch = probe;
+  if (to->part == CHI_PATH_OUT) goto out;
+  if (to->part != CHI_PATH_Q) part /= t->n_heads / t->model->net.decoder.spec.kv_heads;
+  CHI_TRY(chi_plan_child(p, base, branch, err));
+  CHI_TRY(copy(p, *branch, probe, kInput[to->part], to->layer, to->layer + 1, part, rows, n, err));
+out:
+  return rc;
+}
+
 static int add_cell(chii_cells *cs, const chi_trace *t, chii_cell c, chi_err *err) {
-  int rc = 0, branch;
+  int rc = 0, branch, layer, head;
   const struct chii_runs *r = &cs->run[c.job];
   int corrupt = r->corrupt[c.sample];
   bool noise = c.source == CHI_TRACE_NOISE || t->opts.noise_direction;
   int base = noise ? r->clean : corrupt;
   int from = c.source == CHI_TRACE_DONOR ? r->donor[0] : noise ? corrupt : r->clean;
+  if (c.site == CHI_TRACE_PATH) {
+    CHI_TRY(add_path(t, cs->plan, base, from, c, &branch, err));
+    return chii_cells_capture(cs, t, branch, c, err);
+  }
   CHI_TRY(chi_plan_child(cs->plan, base, &branch, err));
   if (c.source == CHII_NULL) {
     CHI_TRY(add_draw(t, cs->plan, branch, from, c, err));
   } else {
     const int32_t *rows = t->cell_rows[c.row];
-    int head, at = c.site * t->n_layers + place(t, c.site, c.step, &head);
-    CHI_TRY(put(t, cs->plan, branch, from, c, t->lo[at], t->hi[at], rows, t->n_cell[c.row], err));
-    CHI_TRY(sever(t, cs->plan, branch, base, c.site, c.step, rows, t->n_cell[c.row], err));
+    chi_trace_step(t, c.site, c.step, &layer, &head);
+    int at = c.site * t->n_layers + (layer < 0 ? 0 : layer);
+    chi_site severed = kSite[c.site].severed;
+    CHI_TRY(
+        copy(cs->plan, branch, from, kSite[c.site].site, t->lo[at], t->hi[at] + 1, head, rows, t->n_cell[c.row], err));
+    if (severed != kSite[c.site].site) /* the rows' later ones give what they gave in `base`, whatever now comes in */
+      CHI_TRY(copy(cs->plan, branch, base, severed, layer + 1, t->n_layers, -1, rows, t->n_cell[c.row], err));
   }
   CHI_TRY(chii_cells_capture(cs, t, branch, c, err));
 out:

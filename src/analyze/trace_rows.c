@@ -65,19 +65,19 @@ int chii_trace_rows(chi_trace *t, chi_err *err) {
   int32_t first = o->all_rows || p->n_image == 0 ? 0 : p->image_row + p->n_image - 1;
   size_t max = (size_t)(p->n_rows - first) + kMaxGroups, layers = (size_t)(CHI_TRACE_SITES * t->n_layers);
   if (o->window < 1) return chi_fail(err, CHI_ERR_ARG, "--window must be at least 1");
-  int32_t *every = chi_arena_array(&t->arena, (size_t)p->n_rows, sizeof *every, err);
+  t->every = chi_arena_array(&t->arena, (size_t)t->n_rows_total, sizeof *t->every, err);
   t->rows = chi_arena_array(&t->arena, max, sizeof *t->rows, err);
   t->n_cell = chi_arena_array(&t->arena, max, sizeof *t->n_cell, err);
   t->cell_rows = chi_arena_array(&t->arena, max, sizeof *t->cell_rows, err);
   t->cell_name = chi_arena_array(&t->arena, max, sizeof *t->cell_name, err);
   t->lo = chi_arena_array(&t->arena, layers, sizeof *t->lo, err);
   t->hi = chi_arena_array(&t->arena, layers, sizeof *t->hi, err);
-  CHI_TRY(every && t->rows && t->n_cell && t->cell_rows && t->cell_name && t->lo && t->hi ? 0 : CHI_ERR_MEMORY);
-  for (int32_t r = 0; r < p->n_rows; r++) every[r] = r;
+  CHI_TRY(t->every && t->rows && t->n_cell && t->cell_rows && t->cell_name && t->lo && t->hi ? 0 : CHI_ERR_MEMORY);
+  for (int32_t r = 0; r < t->n_rows_total; r++) t->every[r] = r;
   for (int32_t r = first; r < p->n_rows;) {
     const chi_prompt_span *s = bracket_at(t, r, first);
     int32_t n = s ? s->hi - s->lo : 1;
-    add_cell(t, every + r, n, s ? s->words : NULL);
+    add_cell(t, t->every + r, n, s ? s->words : NULL);
     r += n;
   }
   t->n_tokens = t->n_rows;
@@ -92,6 +92,20 @@ int32_t chii_first_live(const chi_trace *t) {
   if (t->corruption.kind == CHI_CORRUPT_PICTURE) return 0; /* picture rows: the map begins within them or behind */
   while (i < t->n_tokens - 1 && t->cell_rows[i][t->n_cell[i] - 1] < t->corruption.rows[0]) i++;
   return i;
+}
+
+int chi_path_parse(chi_path *out, const char *text, chi_err *err) {
+  int layer = 0, head = 0, n = 0;
+  char part = 0;
+  *out = (chi_path){.part = CHI_PATH_OUT};
+  if (chi_streq(text, "out")) return 0;
+  const char *at =
+      text && sscanf(text, "%6d.%6d.%c%n", &layer, &head, &part, &n) == 3 && !text[n] ? strchr("qkv", part) : NULL;
+  if (!at || layer < 0 || head < 0)
+    return chi_fail(err, CHI_ERR_ARG, "a path leads to LAYER.HEAD.q (or k, v), as in 5.3.q, or to out; not to '%s'",
+                    text ? text : "");
+  *out = (chi_path){.part = (chi_path_part)(at - "qkv"), .layer = layer, .head = head};
+  return 0;
 }
 
 const char *chi_trace_row_role(const chi_trace *t, int row) {

@@ -19,7 +19,8 @@ static const struct {
 
 typedef struct figure {
   const chi_trace *t;
-  bool heads;
+  int heads; /* -1: layers; else the site by heads */
+  int n_layers;
   int col[kMaxCols], n_cols;
   const char *col_name[kMaxCols], *col_note[kMaxCols];
   const char *panel[kMaxPanels];
@@ -33,10 +34,12 @@ typedef struct figure {
   chi_arena arena;
 } figure;
 
-bool chii_trace_has_figure(const chi_trace *t, bool heads) {
-  if (heads) return t->cell[0][CHI_TRACE_HEAD] != NULL;
+static bool by_heads(int site) { return site == CHI_TRACE_HEAD || site == CHI_TRACE_PATH; }
+
+bool chii_trace_has_figure(const chi_trace *t, int heads) {
+  if (heads >= 0) return t->cell[0][heads] != NULL;
   for (int s = 0; s < CHI_TRACE_SITES; s++)
-    if (s != CHI_TRACE_HEAD && t->cell[0][s]) return true;
+    if (!by_heads(s) && t->cell[0][s]) return true;
   return false;
 }
 
@@ -48,12 +51,12 @@ static double value(const chi_trace *t, int col, int site, int step, int row) {
 /* One panel's values [layer][line]: lines are cells, or with heads, heads. */
 static float *panel(figure *f, int p, int col, chi_err *err) {
   const chi_trace *t = f->t;
-  float *v = chi_arena_array(&f->arena, (size_t)t->n_layers * (size_t)f->n_rows, sizeof *v, err);
-  for (int l = 0; v && l < t->n_layers; l++)
+  float *v = chi_arena_array(&f->arena, (size_t)f->n_layers * (size_t)f->n_rows, sizeof *v, err);
+  for (int l = 0; v && l < f->n_layers; l++)
     for (int r = 0; r < f->n_rows; r++) {
-      int site = f->heads ? CHI_TRACE_HEAD : f->panel_of[p];
+      int site = f->heads >= 0 ? f->heads : f->panel_of[p];
       double x = NAN;
-      if (f->heads)
+      if (f->heads >= 0)
         x = value(t, col, site, l * t->n_heads + r, f->panel_of[p]);
       else if (l < chi_trace_steps(t, site))
         x = value(t, col, site, l, r);
@@ -103,12 +106,12 @@ static bool is_corrupted(const chi_trace *t, int row) {
 static int site_panels(figure *f, chi_err *err) {
   static const char *const kNames[CHI_TRACE_SITES] = {
       "MLP",  "attention", "hidden state", "hidden, later MLPs severed", "hidden, later attention severed",
-      "head", "embedding"};
+      "head", "embedding", "path"};
   int rc = 0;
   const chi_trace *t = f->t;
   char label[96];
   for (int s = 0; s < CHI_TRACE_SITES; s++)
-    if (t->cell[0][s] && s != CHI_TRACE_HEAD) CHI_TRY(add_panel(f, s, kNames[s], err));
+    if (t->cell[0][s] && !by_heads(s)) CHI_TRY(add_panel(f, s, kNames[s], err));
   f->n_rows = t->n_rows;
   f->rows = chi_arena_array(&f->arena, (size_t)t->n_rows, sizeof *f->rows, err);
   CHI_TRY(f->rows ? 0 : CHI_ERR_MEMORY);
@@ -155,6 +158,7 @@ static int make_title(figure *f, chi_err *err) {
 
 static void make_lines(figure *f) {
   const chi_trace *t = f->t;
+  const chi_path *to = &t->opts.path;
   chi_token_text(t->model->tok, t->target, f->target, sizeof f->target);
   chi_token_text(t->model->tok, t->counter, f->counter, sizeof f->counter);
   const char *target = chii_trim(f->target);
@@ -162,20 +166,30 @@ static void make_lines(figure *f) {
            "answer \xe2\x80\x9c%s\xe2\x80\x9d: p = %.3f clean, %.3f corrupted (there \xe2\x80\x9c%s\xe2\x80\x9d)",
            target, t->clean.p, t->corrupt.p, chii_trim(f->counter));
   snprintf(f->line[1], sizeof f->line[1], "%s", t->corruption.text);
-  if (t->opts.window > 1 && !f->heads)
+  if (f->heads == CHI_TRACE_PATH && to->part == CHI_PATH_OUT)
+    snprintf(f->line[2], sizeof f->line[2], "paths from one head to the logits%s",
+             to->direct ? ", not through MLPs" : "");
+  else if (f->heads == CHI_TRACE_PATH)
+    snprintf(f->line[2], sizeof f->line[2], "paths from one head to the %s of layer %d, head %d%s",
+             to->part == CHI_PATH_Q   ? "query"
+             : to->part == CHI_PATH_K ? "key"
+                                      : "value",
+             to->layer, to->head, to->direct ? ", not through MLPs" : "");
+  else if (t->opts.window > 1 && f->heads < 0)
     snprintf(f->line[2], sizeof f->line[2], "windows of %s %d", t->opts.released_window ? "\xc2\xb1" : "",
              t->opts.window);
   else
     snprintf(
-        f->line[2], sizeof f->line[2], "one %s at a time; %s", f->heads ? "head" : "layer",
+        f->line[2], sizeof f->line[2], "one %s at a time; %s", f->heads >= 0 ? "head" : "layer",
         t->opts.noise_direction ? "corrupted value into the clean run" : "clean value back into the corrupted run");
   snprintf(f->scale, sizeof f->scale, "change of p(%s)", target);
 }
 
-int chii_trace_draw(const chi_trace *t, bool heads, const chi_provenance *prov, const char *png, const char *svg,
+int chii_trace_draw(const chi_trace *t, int heads, const chi_provenance *prov, const char *png, const char *svg,
                     chi_err *err) {
   int rc = 0;
-  figure f = {.t = t, .heads = heads};
+  figure f = {.t = t, .heads = heads, .n_layers = t->n_layers};
+  if (heads >= 0) f.n_layers = chi_trace_steps(t, heads) / t->n_heads;
   const char *lines[3] = {f.line[0], f.line[1], f.line[2]};
   for (int c = 0; c < kMaxCols; c++) {
     if ((c == 1 || c == 2) && !t->donor) continue;
@@ -184,7 +198,7 @@ int chii_trace_draw(const chi_trace *t, bool heads, const chi_provenance *prov, 
     f.col_name[f.n_cols] = kCol[c].name;
     f.col_note[f.n_cols++] = kCol[c].note;
   }
-  CHI_TRY(heads ? head_panels(&f, err) : site_panels(&f, err));
+  CHI_TRY(heads >= 0 ? head_panels(&f, err) : site_panels(&f, err));
   for (int p = 0; p < f.n_panels; p++)
     for (int c = 0; c < f.n_cols; c++)
       CHI_TRY((f.values[p * f.n_cols + c] = panel(&f, p, f.col[c], err)) ? 0 : CHI_ERR_MEMORY);
@@ -197,7 +211,7 @@ int chii_trace_draw(const chi_trace *t, bool heads, const chi_provenance *prov, 
                         .n_lines = 3,
                         .thumb = t->prompt->seen.rgb ? &t->prompt->seen : NULL,
                         .n_rows = f.n_rows,
-                        .n_layers = t->n_layers,
+                        .n_layers = f.n_layers,
                         .rows = f.rows,
                         .n_sites = f.n_panels,
                         .n_cols = f.n_cols,
@@ -205,7 +219,7 @@ int chii_trace_draw(const chi_trace *t, bool heads, const chi_provenance *prov, 
                         .col_names = f.n_cols > 1 ? f.col_name : NULL,
                         .col_notes = f.n_cols > 1 ? f.col_note : NULL,
                         .values = f.values,
-                        .mark_note = heads || t->corruption.span == 0 ? NULL : "words of the constraint",
+                        .mark_note = heads >= 0 || t->corruption.span == 0 ? NULL : "words of the constraint",
                         .scale_label = f.scale,
                         .top = 3};
   CHI_TRY(chi_heatmap_save(&s, prov, png, err));

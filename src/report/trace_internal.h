@@ -10,9 +10,9 @@ double chii_trace_effect(const chi_trace *t, int src, int site, int step, int ro
 void chii_trace_token(const chi_trace *t, int row, char *buf, size_t cap);
 char *chii_trim(char *s); /* in place, blanks at both ends */
 
-/* The map by layers, or that of single heads; none where no such site was asked for. */
-bool chii_trace_has_figure(const chi_trace *t, bool heads);
-int chii_trace_draw(const chi_trace *t, bool heads, const chi_provenance *prov, const char *png, const char *svg,
+/* The maps by layers (heads = -1), or that of single heads or paths (the site); none where no such site was asked for. */
+bool chii_trace_has_figure(const chi_trace *t, int heads);
+int chii_trace_draw(const chi_trace *t, int heads, const chi_provenance *prov, const char *png, const char *svg,
                     chi_err *err);
 
 #endif

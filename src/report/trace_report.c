@@ -22,12 +22,6 @@ void chii_trace_token(const chi_trace *t, int row, char *buf, size_t cap) {
     chi_token_text(t->model->tok, t->prompt->tokens[t->rows[row]], buf, cap);
 }
 
-/* A step's layer (-1: none) and head (-1: none). */
-static int layer_of(const chi_trace *t, int site, int step, int *head) {
-  *head = site == CHI_TRACE_HEAD ? step % t->n_heads : -1;
-  return site == CHI_TRACE_HEAD ? step / t->n_heads : site == CHI_TRACE_EMBED ? -1 : step;
-}
-
 static void token(const chi_trace *t, int32_t id, char *buf) { chi_token_text(t->model->tok, id, buf, kToken); }
 
 char *chii_trim(char *s) {
@@ -95,6 +89,17 @@ static json_t *null_json(const chi_trace *t, int site) {
   return json_pack("{s:i,s:o,s:o}", "cells", (int)t->null_cells[site], "effect", e, "p", p);
 }
 
+/* Where paths lead to. */
+static json_t *path_json(const chi_trace *t) {
+  static const char *const kPart[] = {"q", "k", "v", "out"};
+  const chi_path *to = &t->opts.path;
+  json_t *o = json_pack("{s:s,s:b}", "part", kPart[to->part], "direct", (int)to->direct);
+  if (to->part == CHI_PATH_OUT) return o;
+  json_object_set_new(o, "layer", json_integer(to->layer));
+  json_object_set_new(o, "head", json_integer(to->head));
+  return o;
+}
+
 /* maps.<site>: layers and heads of its steps, then its sources. */
 static json_t *maps_json(const chi_trace *t) {
   json_t *maps = json_object();
@@ -102,12 +107,15 @@ static json_t *maps_json(const chi_trace *t) {
     if (!t->cell[0][s]) continue;
     json_t *site = json_object(), *win = json_array(), *heads = json_array();
     for (int l = 0; l < chi_trace_steps(t, s) && s != CHI_TRACE_EMBED; l++) {
-      int head, at = s * t->n_layers + layer_of(t, s, l, &head);
+      int head, layer;
+      chi_trace_step(t, s, l, &layer, &head);
+      int at = s * t->n_layers + layer;
       json_array_append_new(win, json_pack("[i,i]", (int)t->lo[at], (int)t->hi[at]));
       json_array_append_new(heads, json_integer(head));
     }
     json_object_set_new(site, "layers", win);
-    if (s == CHI_TRACE_HEAD) json_object_set(site, "heads", heads);
+    if (s == CHI_TRACE_HEAD || s == CHI_TRACE_PATH) json_object_set(site, "heads", heads);
+    if (s == CHI_TRACE_PATH) json_object_set_new(site, "to", path_json(t));
     json_decref(heads);
     for (int src = 0; src < CHI_TRACE_SOURCES; src++)
       if (t->cell[src][s]) json_object_set_new(site, chi_trace_source_name[src], source_json(t, src, s));
@@ -185,7 +193,9 @@ static int write_csv(const chi_trace *t, const char *path, chi_err *err) {
       for (int l = 0; t->cell[src][s] && l < chi_trace_steps(t, s); l++)
         for (int r = 0; r < t->n_rows; r++) {
           const double *m = (const double *)chi_trace_at(t, src, s, l, r);
-          int head, layer = layer_of(t, s, l, &head), at = s * t->n_layers + layer;
+          int head, layer;
+          chi_trace_step(t, s, l, &layer, &head);
+          int at = s * t->n_layers + layer;
           chii_trace_token(t, r, buf, sizeof buf);
           chi_csv_str(c, chi_trace_site_name[s]);
           csv_count(c, layer);
@@ -277,11 +287,17 @@ int chi_trace_write(const chi_trace *t, const chi_provenance *prov, const char *
   CHI_TRY(write_csv(t, path[0], err));
   CHI_TRY(chi_path_join(path[0], sizeof path[0], dir, "trace.safetensors", err));
   CHI_TRY(write_tensors(t, prov, path[0], err));
-  for (int heads = 0; heads < 2; heads++) {
-    if (!chii_trace_has_figure(t, heads)) continue;
-    CHI_TRY(chi_path_join(path[0], sizeof path[0], dir, heads ? "heads.png" : "trace.png", err));
-    CHI_TRY(chi_path_join(path[1], sizeof path[1], dir, heads ? "heads.svg" : "trace.svg", err));
-    CHI_TRY(chii_trace_draw(t, heads, prov, path[0], path[1], err));
+  static const struct {
+    int site;
+    const char *png, *svg;
+  } kFigure[] = {{-1, "trace.png", "trace.svg"},
+                 {CHI_TRACE_HEAD, "heads.png", "heads.svg"},
+                 {CHI_TRACE_PATH, "paths.png", "paths.svg"}};
+  for (size_t i = 0; i < sizeof kFigure / sizeof *kFigure; i++) {
+    if (!chii_trace_has_figure(t, kFigure[i].site)) continue;
+    CHI_TRY(chi_path_join(path[0], sizeof path[0], dir, kFigure[i].png, err));
+    CHI_TRY(chi_path_join(path[1], sizeof path[1], dir, kFigure[i].svg, err));
+    CHI_TRY(chii_trace_draw(t, kFigure[i].site, prov, path[0], path[1], err));
   }
 out:
   json_decref(j);
@@ -355,7 +371,9 @@ int chi_trace_summary(const chi_trace *t, int width, int top, chi_str *out, chi_
     if (!t->cell[0][s]) continue;
     CHI_TRY(top_cells(t, s, best, top, err));
     for (int i = 0; i < top && best[i].site >= 0; i++) {
-      int head, l = best[i].layer, r = best[i].row, layer = layer_of(t, s, l, &head), at = s * t->n_layers + layer;
+      int head, layer, l = best[i].layer, r = best[i].row;
+      chi_trace_step(t, s, l, &layer, &head);
+      int at = s * t->n_layers + layer;
       chii_trace_token(t, r, tok, sizeof tok);
       chi_table_cell(tab, "%s", chi_trace_site_name[s]);
       if (head >= 0)

@@ -5,8 +5,8 @@
 #include "analyze/trace.h"
 #include "report/report.h"
 
-/* dir/trace.{json,csv,safetensors,png,svg}, and heads.{png,svg} where heads were traced, each written atomically; dir is
- * made. */
+/* dir/trace.{json,csv,safetensors,png,svg}, and heads.{png,svg} and paths.{png,svg} where they were traced, each written
+ * atomically; dir is made. */
 int chi_trace_write(const chi_trace *t, const chi_provenance *prov, const char *dir, chi_err *err);
 /* The JSON object of trace.json. Caller: json_decref. */
 int chi_trace_json(json_t **out, const chi_trace *t, const chi_provenance *prov, chi_err *err);

@@ -151,7 +151,7 @@ class Plain:
 
     def run(self, ids, pixels=None, edit=None):
         """Expanded ids [T] -> states, logits last. edit(name, tensor): called at every decoder state that the next
-        one is computed from (attn_out, mlp_out, resid_post); may change it in place."""
+        one is computed from (embed, q, k, v, head_out, attn_out, mlp_out, resid_post); may change it in place."""
         edit = edit or (lambda name, t: None)
         states, c = {}, self.text
         ids = torch.as_tensor(ids).long()
@@ -163,6 +163,7 @@ class Plain:
         kv = c["num_key_value_heads"] or heads
         hd = c["head_dim"] or c["hidden_size"] // heads
         cos, sin = self.rope(len(ids), hd)
+        edit("decoder.embed", x)
         states["decoder.embed"] = x
         for i in range(c["num_hidden_layers"]):
             p, o = f"decoder.layers.{i}.", f"decoder.{i}."
@@ -170,7 +171,10 @@ class Plain:
             y = self.rmsnorm(x, p + "input_layernorm")
             q, k, v = (self.linear(y, p + f"self_attn.{m}_proj") for m in "qkv")
             q, k = self.rotate(q, heads, cos, sin), self.rotate(k, kv, cos, sin)
+            for site, t in (("q", q), ("k", k), ("v", v)):
+                edit(o + site, t)
             h, pattern = self.attend(q, k, v, heads, kv, True)
+            edit(o + "head_out", h)
             a = self.linear(h, p + "self_attn.o_proj")
             edit(o + "attn_out", a)
             mid = x + a
