@@ -80,7 +80,7 @@ typedef struct work {
   const cli *c;
   const args *a;
   chi_model *m;
-  chi_ask *ask;
+  chi_query *ask;
   const char *image, *question, *at; /* at: resolved, where --edit-at is auto */
   char at_text[32];
   chi_located located;
@@ -442,17 +442,17 @@ static int one_edit(work *w, chi_edit_opts *o, chi_err *err) {
   chi_undo undo = {0};
   CHI_TRY(add_sides(w, err));
   if (strcmp(a->at, "auto") == 0) CHI_TRY(locate(w, o, err));
-  chi_ask_opts ask = {.image = w->image,
-                      .question = w->question,
-                      .tmpl = a->c.tmpl,
-                      .raw = a->c.raw,
-                      .target = a->target,
-                      .at = w->at,
-                      .prefixes = a->prefixes ? &w->prefixes : NULL,
-                      .contexts = w->hyper.contexts > 0 ? (size_t)w->hyper.contexts : 0,
-                      .seed = a->seed,
-                      .kl = w->hyper.kl > 0};
-  CHI_TRY(chi_ask_make(&w->ask, w->m, &ask, err));
+  chi_query_opts ask = {.image = w->image,
+                        .question = w->question,
+                        .tmpl = a->c.tmpl,
+                        .raw = a->c.raw,
+                        .target = a->target,
+                        .at = w->at,
+                        .prefixes = a->prefixes ? &w->prefixes : NULL,
+                        .contexts = w->hyper.contexts > 0 ? (size_t)w->hyper.contexts : 0,
+                        .seed = a->seed,
+                        .kl = w->hyper.kl > 0};
+  CHI_TRY(chi_query_make(&w->ask, w->m, &ask, err));
   const chi_request *r = &w->ask->req;
   CHI_TRY(chi_edit_measure(&w->before, w->m, r->prompt, r->target, r->n_target, err));
   CHI_TRY(measure_sides(w, false, err));
@@ -530,7 +530,7 @@ out:
   chi_free(w.list);
   chi_prefixes_free(&w.prefixes);
   chi_delta_free(w.delta);
-  chi_ask_free(w.ask);
+  chi_query_free(w.ask);
   chi_model_free(w.m);
   return rc;
 }

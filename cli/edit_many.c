@@ -8,7 +8,7 @@
 
 typedef struct one {
   const chi_edit_item *it;
-  chi_ask *ask;
+  chi_query *ask;
   chi_edit_probe before, own, after; /* own: right after its own edit */
   chi_edit_info info;
 } one;
@@ -27,11 +27,11 @@ static int ask_all(work *w, chi_err *err) {
   if (!w->list) return CHI_ERR_MEMORY;
   for (size_t i = 0; i < w->set.n; i++) {
     one *x = &w->list[i];
-    chi_ask_opts a = w->o->ask;
+    chi_query_opts a = w->o->ask;
     x->it = &w->set.item[i];
     a.image = x->it->image, a.question = x->it->question, a.target = x->it->target;
     if (x->it->edit_at) a.at = x->it->edit_at;
-    rc = chi_ask_make(&x->ask, w->o->m, &a, err);
+    rc = chi_query_make(&x->ask, w->o->m, &a, err);
     if (rc) {
       snprintf(where, sizeof where, "request %.60s (line %d)", x->it->id, x->it->line);
       chi_err_prefix(err, where);
@@ -185,7 +185,7 @@ int cli_edit_many_run(const cli_edit_many *o, chi_err *err) {
   if (o->out) CHI_TRY(chi_delta_save(w.delta, o->out, err));
   CHI_TRY(o->c->common->json ? print_json(&w, err) : print_text(&w, err));
 out:
-  for (size_t i = 0; w.list && i < w.set.n; i++) chi_ask_free(w.list[i].ask);
+  for (size_t i = 0; w.list && i < w.set.n; i++) chi_query_free(w.list[i].ask);
   chi_free(w.list);
   chi_delta_free(w.delta);
   chi_edit_set_free(&w.set);

@@ -12,7 +12,7 @@ typedef struct cli_edit_many {
   bool sequential;
   const chi_edit_opts *edit;
   const chi_hyper *hyper;
-  chi_ask_opts ask; /* what all have in common; picture, question and target come from the file */
+  chi_query_opts ask; /* what all have in common; picture, question and target come from the file */
 } cli_edit_many;
 /* Makes the edits, writes one delta, prints p(target) of each before, right after its own edit, and after all. */
 int cli_edit_many_run(const cli_edit_many *o, chi_err *err);

@@ -50,22 +50,22 @@ static chi_prefixes prefixes_of(const json_t *c) {
 }
 
 /* The question with the constraint's words in brackets. */
-static chi_ask *ask_of(const chi_model *m, const json_t *c, const json_t *a, const chi_prefixes *p) {
+static chi_query *ask_of(const chi_model *m, const json_t *c, const json_t *a, const chi_prefixes *p) {
   char q[512], image[512];
   const char *question = text(a, "question"), *words = text(a, "words"), *at = NULL, *picture = text(a, "picture");
   for (const char *s = question; (s = strstr(s, words)) != NULL; s++) at = s;
   assert_non_null(at);
   snprintf(q, sizeof q, "%.*s[%s]%s", (int)(at - question), question, words, at + strlen(words));
   snprintf(image, sizeof image, "%s/%s", m->path, picture ? picture : "");
-  chi_ask *ask = NULL;
-  chi_ask_opts o = {.image = picture ? image : NULL,
-                    .question = q,
-                    .target = text(a, "target"),
-                    .at = text(c, "at"),
-                    .prefixes = p->n ? p : NULL,
-                    .contexts = p->n,
-                    .kl = num(c, "kl") > 0};
-  assert_works(chi_ask_make(&ask, m, &o, err));
+  chi_query *ask = NULL;
+  chi_query_opts o = {.image = picture ? image : NULL,
+                      .question = q,
+                      .target = text(a, "target"),
+                      .at = text(c, "at"),
+                      .prefixes = p->n ? p : NULL,
+                      .contexts = p->n,
+                      .kl = num(c, "kl") > 0};
+  assert_works(chi_query_make(&ask, m, &o, err));
   assert_int_equal(ask->n_context, p->n);
   return ask;
 }
@@ -100,7 +100,7 @@ static double check_case(const json_t *c) {
   assert_true(n >= 1 && n <= MAX_ASKS && json_array_size(after) == n);
   assert_works(chi_model_open(&m, text(c, "model"), CHI_DTYPE_F32, err));
   chi_prefixes p = prefixes_of(c);
-  chi_ask *ask[MAX_ASKS];
+  chi_query *ask[MAX_ASKS];
   chi_request req[MAX_ASKS];
   for (size_t i = 0; i < n; i++) {
     ask[i] = ask_of(m, c, json_array_get(asks, i), &p);
@@ -127,7 +127,7 @@ static double check_case(const json_t *c) {
   assert_true(fabs(info.delta_norm / num(c, "delta_norm") - 1) <= 0.01);
   chi_delta_undo(&undo);
   chi_delta_free(d);
-  for (size_t i = 0; i < n; i++) chi_ask_free(ask[i]);
+  for (size_t i = 0; i < n; i++) chi_query_free(ask[i]);
   chi_prefixes_free(&p);
   chi_model_free(m);
   return worst;

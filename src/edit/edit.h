@@ -119,7 +119,7 @@ int chi_prefixes_load(chi_prefixes *out, const char *path, chi_err *err);
 void chi_prefixes_free(chi_prefixes *p);
 
 /* A request made of texts, with everything that it borrows. */
-typedef struct chi_ask_opts {
+typedef struct chi_query_opts {
   const char *image, *question, *tmpl; /* as chi_prompt_opts */
   bool raw;
   const char *target, *at;      /* at: as chi_edit_row */
@@ -128,19 +128,19 @@ typedef struct chi_ask_opts {
   int words;                    /* of a prefix at most; 0 = 10 */
   uint64_t seed;
   bool kl; /* make the kl prompt: "<image> {constraint} is a", or without the picture for a question in text */
-} chi_ask_opts;
-typedef struct chi_ask {
+} chi_query_opts;
+typedef struct chi_query {
   chi_request req;
   chi_prompt *prompt;
   int32_t *target;
   chi_variant *context; /* [n_context] owned prompts */
   size_t n_context;
   chi_prompt *kl;
-} chi_ask;
+} chi_query;
 /* The prefixes stand between picture and question: "<image> {prefix}. {question}" within the template. Caller:
- * chi_ask_free. */
-int chi_ask_make(chi_ask **out, const chi_model *m, const chi_ask_opts *o, chi_err *err);
-void chi_ask_free(chi_ask *a);
+ * chi_query_free. */
+int chi_query_make(chi_query **out, const chi_model *m, const chi_query_opts *o, chi_err *err);
+void chi_query_free(chi_query *a);
 
 /* Where a picture's fact is read: the row and layer whose MLP output, put back into a run about another picture, raises
  * the clean answer most, less what the same row of a third picture's run does (donor control). Pictures are taken in

@@ -62,7 +62,7 @@ static void add_words(chi_str *s, const char *line, int words) {
 
 /* ---- requests ------------------------------------------------------------------------------------------------- */
 /* The question behind a prefix: in a template at its start, in a raw prompt behind the picture. */
-static int prefixed(chi_str *s, const chi_model *m, const chi_ask_opts *o, const char *prefix, chi_err *err) {
+static int prefixed(chi_str *s, const chi_model *m, const chi_query_opts *o, const char *prefix, chi_err *err) {
   const char *q = o->question, *im = o->raw && m->image_text ? strstr(q, m->image_text) : NULL;
   if (im) {
     im += strlen(m->image_text);
@@ -78,7 +78,7 @@ static int prefixed(chi_str *s, const chi_model *m, const chi_ask_opts *o, const
 
 static bool wants_constraint(const char *at) { return strcmp(at, "constraint-last") == 0; }
 
-static int make_contexts(chi_ask *a, const chi_model *m, const chi_ask_opts *o, chi_err *err) {
+static int make_contexts(chi_query *a, const chi_model *m, const chi_query_opts *o, chi_err *err) {
   int rc = 0;
   const chi_prefixes *f = o->prefixes;
   size_t n = f && o->contexts < f->n ? o->contexts : f ? f->n : 0, *order = NULL;
@@ -108,7 +108,7 @@ out:
 }
 
 /* "<image> {constraint} is a": where the edit is not at a constraint, its words are those of span:TEXT, or "this". */
-static int make_kl(chi_ask *a, const chi_model *m, const chi_ask_opts *o, chi_err *err) {
+static int make_kl(chi_query *a, const chi_model *m, const chi_query_opts *o, chi_err *err) {
   int rc = 0;
   bool span = strncmp(o->at, "span:", 5) == 0;
   const char *words = span ? o->at + 5 : a->prompt->constraint ? a->prompt->constraint : "this";
@@ -126,9 +126,9 @@ out:
   return rc;
 }
 
-int chi_ask_make(chi_ask **out, const chi_model *m, const chi_ask_opts *o, chi_err *err) {
+int chi_query_make(chi_query **out, const chi_model *m, const chi_query_opts *o, chi_err *err) {
   int rc = 0;
-  chi_ask *a = chi_calloc(1, sizeof *a, err);
+  chi_query *a = chi_calloc(1, sizeof *a, err);
   if (!a) return CHI_ERR_MEMORY;
   chi_prompt_opts po = {.image = o->image, .question = o->question, .tmpl = o->tmpl, .raw = o->raw};
   po.need_constraint = wants_constraint(o->at);
@@ -143,13 +143,13 @@ int chi_ask_make(chi_ask **out, const chi_model *m, const chi_ask_opts *o, chi_e
   if (o->kl) CHI_TRY(make_kl(a, m, o, err));
 out:
   if (rc)
-    chi_ask_free(a);
+    chi_query_free(a);
   else
     *out = a;
   return rc;
 }
 
-void chi_ask_free(chi_ask *a) {
+void chi_query_free(chi_query *a) {
   if (!a) return;
   for (size_t i = 0; i < a->n_context; i++) {
     const chi_prompt *p = a->context[i].prompt;
