@@ -1,6 +1,6 @@
-/* Controls and further cells of causal maps: severed states, heads, paths, several brackets, random sites, donors that are
- * found, maps that share a sweep. Oracles: identities, bit for bit, and maps made by an independent float64 forward pass
- * (tools/ref/controls_ref.py). */
+/* Controls and further cells of causal maps: severed states, heads, paths, several brackets, random sites, donors that
+ * are found, maps that share a sweep. Oracles: identities, bit for bit, and maps made by an independent float64 forward
+ * pass (tools/ref/controls_ref.py). */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -139,9 +139,9 @@ static void test_reference(void **state) {
   chi_st_close(st);
 }
 
-/* ---- identities --------------------------------------------------------------------------------------------------- */
-/* All heads of a layer put back are its attention output put back: W_O meets the same numbers. And later MLPs (attention)
- * that are severed while nothing is put back change nothing. */
+/* ---- identities ------------------------------------------------------------------------------------------------- */
+/* All heads of a layer put back are its attention output put back: W_O meets the same numbers. And later MLPs
+ * (attention) that are severed while nothing is put back change nothing. */
 static void test_heads_and_severed(void **state) {
   (void)state;
   static const chi_site kCut[] = {CHI_SITE_MLP_OUT, CHI_SITE_ATTN_OUT};
@@ -326,7 +326,7 @@ static void test_many(void **state) {
   chi_prompt_free(two);
 }
 
-/* ---- controls ------------------------------------------------------------------------------------------------------ */
+/* ---- controls --------------------------------------------------------------------------------------------------- */
 /* A draw of one place is a cell of the map, by bits; of as many places as there are, hidden states or all attention and
  * MLPs at the live rows, a whole. */
 static void test_random_sites(void **state) {
@@ -368,7 +368,7 @@ static void test_random_sites(void **state) {
   chi_prompt_free(p);
 }
 
-/* Random tokens: the same for a seed, ordinary, all other than what stood there; their mean is the mean of the draws. */
+/* Random tokens: the same for a seed, ordinary, all other than what stood there; the first of many is the only one. */
 static void test_random_tokens(void **state) {
   (void)state;
   chi_prompt *p = prompt(kTwo);
@@ -405,7 +405,7 @@ static void test_random_tokens(void **state) {
   chi_prompt_free(p);
 }
 
-/* A donor among candidates: never the item's own picture; the same map as when it is named. A folder for the corruption. */
+/* A donor among candidates: never the item's own picture; the same map as when it is named. A corruption's folder. */
 static void test_found_donor(void **state) {
   (void)state;
   chi_prompt *p = prompt(kOne);

@@ -156,8 +156,8 @@ out:
   return rc;
 }
 
-/* A path is two branches: `probe`, in which the sender's value can reach the receiver on the wanted way only, and the run
- * that takes the receiver's input from it. With the logits as receiver the probe is the run. */
+/* A path is two branches: `probe`, in which the sender's value can reach the receiver on the wanted way only, and the
+ * run that takes the receiver's input from it. With the logits as receiver the probe is the run. */
 static int add_path(const chi_trace *t, chi_plan *p, int base, int from, chii_cell c, int *branch, chi_err *err) {
   static const chi_site kInput[] = {CHI_SITE_Q, CHI_SITE_K, CHI_SITE_V};
   const chi_path *to = &t->opts.path;
