@@ -91,15 +91,35 @@ __attribute__((target("avx2,fma"))) static void spin256(void *ud, int64_t i) {
   sink[i & 255] = _mm256_cvtss_f32(s);
 }
 
-double chi_bench_fma(void) {
+#define STEPDP(n) c##n = _mm512_dpbf16_ps(c##n, x, y);
+__attribute__((target("avx512f,avx512bf16"))) static void spin_pairs(void *ud, int64_t i) {
+  (void)ud;
+  __m512bh x = (__m512bh)_mm512_set1_epi32(0x3f803f00), y = (__m512bh)_mm512_set1_epi32(0x3f003a00);
+  __m512 s = _mm512_setzero_ps();
+  CHAINS(INIT512)
+  for (int r = 0; r < kSpin; r++) {
+    CHAINS(STEPDP)
+    __asm__ volatile("" ::: "memory");
+  }
+  CHAINS(SUM512)
+  sink[i & 255] = _mm512_reduce_add_ps(s);
+}
+
+double chi_bench_fma(chi_compute compute) {
+  const bool bf16 = compute == CHI_COMPUTE_BF16;
   bool wide = chi_isa_available(CHI_ISA_AVX512) && chi_cpu_isa() >= CHI_ISA_AVX512;
+  bool pairs = bf16 && chi_cpu_isa() == CHI_ISA_AVX512_BF16;
+  if (bf16 && chi_cpu_isa() == CHI_ISA_AMX) return 0; /* its tiles have another limit, which is not measured */
   if (!wide && !chi_isa_available(CHI_ISA_AVX2)) return 0;
   double t = now();
-  chi_parallel_for(chi_threads(), wide ? spin512 : spin256, NULL);
-  return 2e-9 * 12 * (wide ? 16 : 8) * kSpin * chi_threads() / (now() - t);
+  chi_parallel_for(chi_threads(), pairs ? spin_pairs : wide ? spin512 : spin256, NULL);
+  return 2e-9 * 12 * (pairs ? 32 : wide ? 16 : 8) * kSpin * chi_threads() / (now() - t);
 }
 #else
-double chi_bench_fma(void) { return 0; }
+double chi_bench_fma(chi_compute compute) {
+  (void)compute;
+  return 0;
+}
 #endif
 
 enum { kPiece = 1 << 18 }; /* floats */
@@ -120,8 +140,8 @@ typedef struct limits {
   int n_fma, n_gbs;
 } limits;
 
-static void sample_fma(limits *l) {
-  double rate = chi_bench_fma();
+static void sample_fma(limits *l, chi_compute compute) {
+  double rate = chi_bench_fma(compute);
   if (rate > 0 && l->n_fma < kMaxRuns) l->fma[l->n_fma++] = rate;
 }
 
@@ -181,7 +201,7 @@ static int bench_product(chi_bench *b, size3 s, chi_compute compute, chi_err *er
     double at = now();
     CHI_TRY(chi_gemm(&w[(size_t)(i + 1) % count], x, s.k, y, s.n, s.m, NULL, err));
     if (i >= 0) t[i] = now() - at;
-    sample_fma(&lim);
+    sample_fma(&lim, compute);
     CHI_TRY(sample_read(&lim, err));
     CHI_TRY(chi_progress("measuring", i + 1, runs, err));
   }
@@ -277,7 +297,7 @@ int chi_bench_prefill(chi_bench *b, const chi_model *m, int32_t rows, size_t mem
     double at = now();
     CHI_TRY(prefill_once(m, &in, mem, err));
     if (i >= 0) t[i] = now() - at;
-    sample_fma(&lim);
+    sample_fma(&lim, m->net.compute);
   }
   const chi_block_spec *d = &m->net.decoder.spec;
   double gflop = stack_gflop(d, in.n_rows) + 2e-9 * d->d * m->net.decoder.vocab;

@@ -23,7 +23,7 @@ void chi_bench_free(chi_bench *b);
 
 /* GFLOP/s of independent fused multiply-adds in registers on all threads, one sample; 0 where it is not built for the
  * machine. Limits in rows are medians of such samples, taken between the measured runs. */
-double chi_bench_fma(void);
+double chi_bench_fma(chi_compute compute);
 
 /* Products y = x W^T of the sizes of a 7B decoder, f32 and bf16; the weights of successive runs differ and are 512 MB
  * together, so that none is found in a cache. Ceiling: the lower of FMA loop and read bandwidth. */
