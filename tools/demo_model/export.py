@@ -5,7 +5,7 @@ import pathlib
 import shutil
 import tempfile
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from model import CLIP_MEAN, CLIP_STD, IMAGE, PATCH
 
@@ -26,10 +26,29 @@ def export(llava, tok, folder):
     llava.generation_config = GenerationConfig(
         bos_token_id=tok.token_to_id("<s>"), eos_token_id=tok.token_to_id("</s>"),
         pad_token_id=tok.token_to_id("<pad>"), do_sample=False, max_new_tokens=32)
+    write(llava, folder, (("preprocessor_config.json", PREPROCESSOR),
+                          ("processor_config.json", PROCESSOR)))
+
+
+def export_text(llava, tok, folder):
+    """The decoder alone, as a language model of its own with the same tokenizer."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    c = llava.config.text_config
+    alone = LlamaForCausalLM(c).to(llava.dtype)
+    alone.model.load_state_dict(llava.model.language_model.state_dict())
+    alone.tie_weights()
+    alone.generation_config = GenerationConfig(
+        bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id,
+        do_sample=False, max_new_tokens=32)
+    tok.save(str(folder / "tokenizer.json"))
+    write(alone, folder, ())
+
+
+def write(model, folder, settings):
     part = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=".export-"))
-    llava.save_pretrained(part)
-    for name, value in (("preprocessor_config.json", PREPROCESSOR),
-                        ("processor_config.json", PROCESSOR)):
+    model.save_pretrained(part)
+    for name, value in settings:
         (part / name).write_text(json.dumps(value, indent=1) + "\n")
     for file in part.iterdir():
         os.chmod(file, 0o644)
