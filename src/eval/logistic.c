@@ -15,7 +15,7 @@ typedef struct fit {
   int32_t n, p;
   double *x;       /* [p][n], standardised */
   const double *y; /* [n], 0 or 1 */
-  double l1, l2;
+  double l1, l2, tol;
   double *w, b;     /* [p] */
   double *m;        /* [n]: margins w.x + b */
   double *r, *h;    /* [n]: sigma(m) - y and sigma'(m) */
@@ -109,7 +109,7 @@ static void step(fit *f) {
 
 static int solve(fit *f, chi_err *err) {
   for (int k = 0; k < kSteps; k++) {
-    if (look(f) < kTol) return 0;
+    if (look(f) < f->tol) return 0;
     step(f);
     double before = objective(f, 0), t = 1;
     /* Steps on the quadratic model go down; where curvature changes fast they may go too far. */
@@ -130,7 +130,7 @@ static int fit_make(fit *f, chi_logit *out, const double *x, const bool *y, int3
                     chi_err *err) {
   int32_t yes = 0;
   size_t np = (size_t)p;
-  *f = (fit){.n = n, .p = p};
+  *f = (fit){.n = n, .p = p, .tol = kTol};
   *out = (chi_logit){.p = p,
                      .w = chi_calloc(np + 1, sizeof *out->w, err),
                      .mean = chi_calloc(np + 1, sizeof *out->w, err),
@@ -284,6 +284,7 @@ static void path_fold(void *ud, int64_t k) {
   if (n_test == 0 || !both(j->y, train, n)) goto out;
   CHI_TRY(fit_make(&f, &m, j->x, j->y, j->p, train, n, err));
   f.l2 = j->l2;
+  f.tol = 1e-5; /* for choosing among penalties that are 30 % apart */
   for (int i = 0; i < kPath; i++) {
     double dev = 0;
     f.l1 = j->path[i];
