@@ -1,5 +1,6 @@
 /* chiasm data: what a data set holds, and every row that cannot be used. */
 #include "data/dataset.h"
+#include "data/mmedit.h"
 
 #include <string.h>
 
@@ -8,6 +9,7 @@
 typedef struct args {
   chi_dataset_opts o;
   int64_t limit, list;
+  cli_list against;
   bool json;
 } args;
 static const args kDefaults = {.list = 20};
@@ -23,6 +25,12 @@ static const cli_opt kOpts[] = {
      CLI_AT(args, o.answers),
      .doc = "answers for VQA-Constraints: known_1000.json, a JSON list of question, answer and "
             "image, or a CSV of index and answer"},
+    {.name = "--against",
+     .arg = "FILE",
+     .kind = CLI_LIST,
+     CLI_AT(args, against),
+     .doc = "MMEdit: another file of it (the other split, nq_validation.json, okvqa_loc.json): what both share and "
+            "what is off its place is counted; may be given again"},
     {.name = "--text-only", .kind = CLI_FLAG, CLI_AT(args, o.text_only), .doc = "pictures are not looked for"},
     {.name = "--limit",
      .arg = "N",
@@ -40,6 +48,23 @@ static const cli_opt kOpts[] = {
      .doc = "rows to list of each kind"},
     {.name = "--json", .kind = CLI_FLAG, CLI_AT(args, json), .doc = "all rows as JSON"},
     {0}};
+
+/* What MMEdit's records teach. */
+static void answer_types(chi_str *s, const chi_dataset *d) {
+  size_t n[CHI_ANSWER_TYPES] = {0}, ports = 0;
+  if (d->format != CHI_DATA_MMEDIT) return;
+  for (size_t i = 0; i < d->n; i++) {
+    if (!d->item[i].mmedit) continue;
+    n[chi_answer_type_of(d->item[i].mmedit->alt)]++;
+    ports += (size_t)d->item[i].mmedit->n_port;
+  }
+  chi_str_add(s, "answers:");
+  for (int k = 0; k < CHI_ANSWER_TYPES; k++)
+    if (n[k]) chi_str_addf(s, " %zu %s,", n[k], chi_answer_type_name[k]);
+  if (ports) chi_str_addf(s, " %zu questions about what follows,", ports);
+  s->len--;
+  chi_str_add(s, "\n");
+}
 
 static void text(chi_str *s, const chi_dataset *d, const args *a) {
   int n_kinds, first;
@@ -62,6 +87,7 @@ static void text(chi_str *s, const chi_dataset *d, const args *a) {
                answers, subs, twins);
   chi_str_addf(s, "        brackets: %zu none, %zu one, %zu several\nsha256 %s\n", brackets[0], brackets[1],
                brackets[2], d->hash);
+  answer_types(s, d);
   for (int pass = 1; pass >= 0; pass--) {
     for (int k = 0; k < n_kinds; k++) {
       size_t n = chi_dataset_count(d, k, &first);
@@ -109,6 +135,8 @@ static int run(cli *c, void *v, chi_err *err) {
   json_t *j = NULL;
   if (strcmp(c->pos[0], "check") != 0) return cli_usage(err, "check is the one action; not '%s'", c->pos[0]);
   a->o.limit = (size_t)a->limit;
+  a->o.against = a->against.v;
+  a->o.n_against = a->against.n;
   CHI_TRY(chi_dataset_open(&d, c->pos[1], &a->o, err));
   if (d->n_unusable)
     bad = chi_fail(err, CHI_ERR_FORMAT, "%s: %zu of %zu items cannot be used", c->pos[1], d->n_unusable, d->n);
@@ -135,9 +163,10 @@ const cli_command cmd_data = {
     .text =
         "Reads a data set as the studies do, names row and field of everything that cannot be used, and counts what\n"
         "was odd but could be handled. Data sets: our own items (one JSON object a line), the CSV files of\n"
-        "VQA-Constraints (Known, Movies, OK-VQA), ROME's known_1000.json. Ends with status 1 if any item cannot\n"
-        "be used.",
+        "VQA-Constraints (Known, Movies, OK-VQA), ROME's known_1000.json, MMEdit's and VLKEB's JSON (E-VQA, E-IC).\n"
+        "Ends with status 1 if any item cannot be used.",
     .examples =
         "chiasm data check models/demo/eval/items.jsonl\n"
-        "chiasm data check multimodal_known.csv --images pictures --answers known_1000.json",
+        "chiasm data check multimodal_known.csv --images pictures --answers known_1000.json\n"
+        "chiasm data check vqa_eval.json --text-only --against vqa_train.json --against okvqa_loc.json",
 };

@@ -283,6 +283,16 @@ out:
   return rc;
 }
 
+/* {"questions": [...]: one object that fills the file, not one on each line. */
+static bool is_pool(const char *s) {
+  static const char kKey[] = "\"questions\"";
+  s += 1 + strspn(s + 1, " \t\r\n");
+  if (strncmp(s, kKey, sizeof kKey - 1) != 0) return false;
+  s += sizeof kKey - 1;
+  s += strspn(s, " \t\r\n:");
+  return *s == '[';
+}
+
 int chi_dataset_open(chi_dataset **out, const char *path, const chi_dataset_opts *o, chi_err *err) {
   int rc = 0;
   char *buf = NULL;
@@ -311,17 +321,12 @@ int chi_dataset_open(chi_dataset **out, const char *path, const chi_dataset_opts
     goto out;
   }
   r->d.format = buf[first] == '{' ? CHI_DATA_JSONL : buf[first] == '[' ? CHI_DATA_KNOWN : CHI_DATA_CONSTRAINTS;
-  switch (r->d.format) {
-    case CHI_DATA_JSONL:
-      rc = chii_read_jsonl(r, buf + at, len - at, err);
-      break;
-    case CHI_DATA_KNOWN:
-      rc = chii_read_known(r, buf + at, len - at, err);
-      break;
-    case CHI_DATA_CONSTRAINTS:
-      rc = chii_read_constraints(r, buf + at, len - at, err);
-      break;
-  }
+  if (r->d.format == CHI_DATA_CONSTRAINTS)
+    rc = chii_read_constraints(r, buf + at, len - at, err);
+  else if (r->d.format == CHI_DATA_KNOWN || is_pool(buf + first))
+    rc = chii_read_whole(r, buf + at, len - at, err);
+  else
+    rc = chii_read_jsonl(r, buf + at, len - at, err);
   if (rc) goto out;
   if (r->d.n == 0) {
     rc = chi_fail(err, CHI_ERR_FORMAT, "%s: holds no items", path);

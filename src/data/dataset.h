@@ -5,6 +5,8 @@
  *                    (OK-VQA) (Basu et al. 2024, section 4 and the data released with it). No answers in these files:
  *                    chi_dataset_opts.answers joins them
  *   known_1000       JSON list of known_id, subject, prompt, attribute (Meng et al. 2022)
+ *   MMEdit           JSON list of records of eleven texts, E-VQA and E-IC, also VLKEB's (data/mmedit.h); and the pools that
+ *                    its unrelated questions are from, nq_validation.json and okvqa_loc.json
  *
  * A file that cannot be read as such (wrong columns, broken quoting, not UTF-8, huge fields) is refused. A row that cannot be
  * used (no such span, missing picture, duplicate id) becomes an item whose `problem` says why, so that a study counts it
@@ -14,7 +16,14 @@
 
 #include "file/file.h"
 
-typedef enum chi_data_format { CHI_DATA_JSONL, CHI_DATA_CONSTRAINTS, CHI_DATA_KNOWN } chi_data_format;
+typedef enum chi_data_format {
+  CHI_DATA_JSONL,
+  CHI_DATA_CONSTRAINTS,
+  CHI_DATA_KNOWN,
+  CHI_DATA_MMEDIT,
+  CHI_DATA_NQ,
+  CHI_DATA_OKVQA
+} chi_data_format;
 
 typedef enum chi_twin_kind {                      /* the same fact asked otherwise */
                              CHI_TWIN_NAMED,      /* without a picture, the entity by name */
@@ -60,6 +69,7 @@ typedef struct chi_data_item {
   const char *prior;                               /* the wrong answer that training suggests here, or NULL */
   bool held_out;                                   /* wording not seen in training */
   bool readable, shared, hard; /* answer readable off the name; first token shared with other answers; hard split */
+  const struct chi_mmedit *mmedit; /* the record, of MMEdit's files; else NULL */
   int row;                     /* JSONL: line; CSV: line on which the row begins; JSON: 1 + index. All from 1 */
   const char *problem;         /* NULL: usable. Else why not, with row and field */
 } chi_data_item;
@@ -84,13 +94,16 @@ typedef struct chi_dataset_opts {
   const char
       *answers;   /* answers for VQA-Constraints: known_1000.json, a list of {question, answer, image?} in JSON (the
                           OK-VQA lists of MMEdit), or a CSV with columns index and answer ('|' between alternatives) */
+  const char *const *against; /* MMEdit: other files of it, whose overlap with this one is noted: the other split (shared
+                                 pictures and questions), the pools (questions off their place, minority answers) */
+  int n_against;
   size_t limit;   /* at most this many items, 0 = all */
   bool text_only; /* pictures are not looked for (a language model alone, or a check without them): no image paths */
 } chi_dataset_opts;
 
 typedef struct chi_dataset {
   chi_data_format format;
-  const char *name; /* "jsonl", "vqa-constraints known|movies|okvqa", "known_1000" */
+  const char *name; /* "jsonl", "vqa-constraints known|movies|okvqa", "known_1000", "mmedit vqa|caption", ... */
   char hash[65];    /* sha256 of the file */
   chi_data_item *item;
   size_t n;

@@ -27,10 +27,15 @@ typedef struct chii_reader { /* a data set while it is read */
   char dir[4096]; /* of the pictures */
   chi_dataset_opts o;
   chii_folder folder;
+  const json_t *file; /* MMEdit: the list that is being read */
 } chii_reader;
 
 int chii_read_jsonl(chii_reader *r, const char *text, size_t len, chi_err *err);
-int chii_read_known(chii_reader *r, const char *text, size_t len, chi_err *err);
+/* A file that is one JSON value: known_1000, MMEdit, its pools. */
+int chii_read_whole(chii_reader *r, const char *text, size_t len, chi_err *err);
+int chii_read_known(chii_reader *r, const json_t *list, chi_err *err);
+bool chii_is_mmedit(const json_t *file); /* MMEdit's, or a pool of it */
+int chii_read_mmedit(chii_reader *r, const json_t *file, chi_err *err);
 int chii_read_constraints(chii_reader *r, const char *text, size_t len, chi_err *err);
 
 /* A fresh item at the end of the list, valid until the next one. full: the limit is reached, *out is NULL then. */

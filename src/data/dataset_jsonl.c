@@ -213,22 +213,17 @@ out:
   return rc;
 }
 
-int chii_read_known(chii_reader *r, const char *text, size_t len, chi_err *err) {
+int chii_read_known(chii_reader *r, const json_t *list, chi_err *err) {
   int rc = 0;
-  json_t *list = NULL;
-  const json_t *first;
+  const json_t *first = json_array_get(list, 0);
   chi_data_item *it;
   r->d.name = "known_1000";
-  CHI_TRY(chi_json_parse(&list, text, len, r->path, err));
-  first = json_array_get(list, 0);
   if (json_array_size(list) &&
-      !(json_object_get(first, "prompt") && json_object_get(first, "subject") && json_object_get(first, "attribute"))) {
-    bool mmedit = json_object_get(first, "src") != NULL;
-    rc =
-        chi_fail(err, CHI_ERR_FORMAT, "%s: a list of objects without prompt, subject and attribute is not known_1000%s",
-                 r->path, mmedit ? "; this is a file of MMEdit, for `chiasm eval mmedit`" : "");
-    goto out;
-  }
+      !(json_object_get(first, "prompt") && json_object_get(first, "subject") && json_object_get(first, "attribute")))
+    return chi_fail(err, CHI_ERR_FORMAT,
+                    "%s: a list of objects without prompt, subject and attribute is not known_1000, without src and "
+                    "alt none of MMEdit",
+                    r->path);
   for (size_t i = 0; i < json_array_size(list); i++) {
     const json_t *o = json_array_get(list, i);
     CHI_TRY(chii_item(r, &it, (int)i + 1, err));
@@ -239,6 +234,15 @@ int chii_read_known(chii_reader *r, const char *text, size_t len, chi_err *err) 
       CHI_TRY(read_known(r, it, o, err));
   }
 out:
-  json_decref(list);
+  return rc;
+}
+
+int chii_read_whole(chii_reader *r, const char *text, size_t len, chi_err *err) {
+  int rc = 0;
+  json_t *j = NULL;
+  CHI_TRY(chi_json_parse(&j, text, len, r->path, err));
+  rc = chii_is_mmedit(j) ? chii_read_mmedit(r, j, err) : chii_read_known(r, j, err);
+out:
+  json_decref(j);
   return rc;
 }
