@@ -210,7 +210,7 @@ out:
 /* ---- running --------------------------------------------------------------------------------------------- */
 typedef struct receiver {
   chi_knockout *k;
-  double *clean_logp; /* [vocab] */
+  double *clean_of; /* chi_clean_of: [2 vocab] */
   chi_metrics *m;     /* per capture; NULL: the clean run, which settles the target */
   uint64_t *hash;     /* per capture */
 } receiver;
@@ -219,14 +219,13 @@ static int take(void *ud, int capture_id, int32_t i, const float *v, int64_t wid
   receiver *r = ud;
   (void)i;
   if (r->m) {
-    r->m[capture_id] = chi_metrics_of(v, width, r->k->target, -1, r->clean_logp);
+    r->m[capture_id] = chi_metrics_of(v, width, r->k->target, -1, r->clean_of);
     r->hash[capture_id] = chi_fnv64(v, (size_t)width * sizeof *v, 0);
     return 0;
   }
   if (r->k->target < 0) r->k->target = chi_argmax(v, width);
-  double lse = chi_logsumexp(v, width);
-  for (int64_t t = 0; t < width; t++) r->clean_logp[t] = (double)v[t] - lse;
-  r->k->clean = chi_metrics_of(v, width, r->k->target, -1, r->clean_logp);
+  chi_clean_of(r->clean_of, v, width);
+  r->k->clean = chi_metrics_of(v, width, r->k->target, -1, r->clean_of);
   return 0;
 }
 
@@ -243,8 +242,8 @@ static int run_all(chi_knockout *k, chi_err *err) {
   uint64_t *hash = chi_calloc((size_t)n, sizeof *hash, err), *again = chi_calloc((size_t)n, sizeof *again, err);
   chi_metrics *scrap = chi_calloc((size_t)n, sizeof *scrap, err);
   receiver r = {.k = k};
-  r.clean_logp = chi_calloc((size_t)k->model->net.decoder.vocab, sizeof *r.clean_logp, err);
-  CHI_TRY(hash && again && scrap && r.clean_logp ? 0 : CHI_ERR_MEMORY);
+  r.clean_of = chi_calloc(2 * (size_t)k->model->net.decoder.vocab, sizeof *r.clean_of, err);
+  CHI_TRY(hash && again && scrap && r.clean_of ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(make_plan(&plan, k, n, 1, err)); /* clean run */
   CHI_TRY(capture(plan, k, 0, err));
   CHI_TRY(run(&r, plan, CHI_EXEC_SWEEP, NULL, NULL, err));
@@ -271,7 +270,7 @@ out:
   chi_free(hash);
   chi_free(again);
   chi_free(scrap);
-  chi_free(r.clean_logp);
+  chi_free(r.clean_of);
   return rc;
 }
 

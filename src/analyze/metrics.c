@@ -16,7 +16,15 @@ double chi_logsumexp(const float *x, int64_t n) {
   return max + chi_log64(sum);
 }
 
-chi_metrics chi_metrics_of(const float *logits, int64_t n, int32_t target, int32_t ref, const double *clean_logp) {
+void chi_clean_of(double *clean, const float *logits, int64_t n) {
+  double lse = chi_logsumexp(logits, n);
+  for (int64_t i = 0; i < n; i++) {
+    clean[i] = (double)logits[i] - lse;
+    clean[n + i] = chi_exp64(clean[i]);
+  }
+}
+
+chi_metrics chi_metrics_of(const float *logits, int64_t n, int32_t target, int32_t ref, const double *clean) {
   chi_metrics m = {.joint = NAN, .diff = NAN, .kl = NAN};
   double lse = chi_logsumexp(logits, n);
   m.logit = (double)logits[target];
@@ -25,9 +33,9 @@ chi_metrics chi_metrics_of(const float *logits, int64_t n, int32_t target, int32
   m.rank = 1;
   for (int64_t i = 0; i < n; i++) m.rank += logits[i] > logits[target];
   if (ref >= 0) m.diff = m.logit - (double)logits[ref];
-  if (clean_logp) {
+  if (clean) {
     m.kl = 0;
-    for (int64_t i = 0; i < n; i++) m.kl += chi_exp64(clean_logp[i]) * (clean_logp[i] - ((double)logits[i] - lse));
+    for (int64_t i = 0; i < n; i++) m.kl += clean[n + i] * (clean[i] - ((double)logits[i] - lse));
   }
   return m;
 }

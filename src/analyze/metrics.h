@@ -15,8 +15,10 @@ typedef struct chi_metrics {
 /* log(sum(exp(x))) in f64, terms in order. */
 double chi_logsumexp(const float *x, int64_t n);
 int32_t chi_argmax(const float *x, int64_t n);
-/* clean_logp: log-probabilities of the clean run (kl), or NULL. ref: token of diff, -1 = none. */
-chi_metrics chi_metrics_of(const float *logits, int64_t n, int32_t target, int32_t ref, const double *clean_logp);
+/* clean[2n]: the clean run's log-probabilities, then its probabilities. */
+void chi_clean_of(double *clean, const float *logits, int64_t n);
+/* clean: as chi_clean_of made it (kl), or NULL. ref: token of diff, -1 = none. */
+chi_metrics chi_metrics_of(const float *logits, int64_t n, int32_t target, int32_t ref, const double *clean);
 /* Indices of the k largest logits, descending, ties by lower index. */
 void chi_top_k(const float *x, int64_t n, int32_t *out, int k);
 

@@ -17,7 +17,7 @@ typedef struct waiting {
 
 /* A trace at work. */
 typedef struct one {
-  double *clean_logp;            /* [vocab] */
+  double *clean_of;              /* chi_clean_of: [2 vocab] */
   chi_prompt *donor[kMaxDonors]; /* candidates; the chosen one moves into the trace */
   const char *file[kMaxDonors];
   float *first;   /* logits of the runs of the first pass: clean, donors, corrupted, each [vocab] */
@@ -57,7 +57,7 @@ static void measure(void *ud, int64_t at) {
     x->later = (double)v[t->target_ids[x->i]] - chi_logsumexp(v, w->width);
     return;
   }
-  w->got[x->capture] = chi_metrics_of(v, w->width, t->target, t->counter, w->o[job].clean_logp);
+  w->got[x->capture] = chi_metrics_of(v, w->width, t->target, t->counter, w->o[job].clean_of);
   if (w->hash && t->n_target <= 1)
     w->hash[x->capture] = chi_fnv64(v, (size_t)w->width * sizeof *v, w->hash[x->capture]);
 }
@@ -165,19 +165,18 @@ static void settle(work *w, int j) {
     chi_corruption_keep(&t->corruption, keep);
   }
   t->counter = chi_argmax(corrupt + keep * V, V);
-  double lse = chi_logsumexp(clean, V);
-  for (int64_t i = 0; i < V; i++) o->clean_logp[i] = (double)clean[i] - lse;
-  t->clean = with_joint(t, chi_metrics_of(clean, V, t->target, t->counter, o->clean_logp), o->later[0]);
+  chi_clean_of(o->clean_of, clean, V);
+  t->clean = with_joint(t, chi_metrics_of(clean, V, t->target, t->counter, o->clean_of), o->later[0]);
   if (nd) {
     int d = choose(donor, nd, V, t->target);
     t->donor_run =
-        with_joint(t, chi_metrics_of(donor + d * V, V, t->target, t->counter, o->clean_logp), o->later[1 + d]);
+        with_joint(t, chi_metrics_of(donor + d * V, V, t->target, t->counter, o->clean_of), o->later[1 + d]);
     t->donor = o->donor[d];
     t->donor_file = chi_arena_strdup(&t->arena, o->file[d], NULL);
     o->donor[d] = NULL;
   }
   for (int i = 0; i < t->corruption.n; i++) {
-    chi_metrics m = with_joint(t, chi_metrics_of(corrupt + (keep + i) * V, V, t->target, t->counter, o->clean_logp),
+    chi_metrics m = with_joint(t, chi_metrics_of(corrupt + (keep + i) * V, V, t->target, t->counter, o->clean_of),
                                later[keep + i]);
     add_metrics(&t->corrupt, &m, 1.0 / t->corruption.n);
   }
@@ -200,8 +199,8 @@ static int first_pass(work *w, chi_err *err) {
     size_t runs = (size_t)(1 + w->n_donors[j] + t->corruption.n);
     o->first = chi_calloc(runs * (size_t)V, sizeof *o->first, err);
     o->later = chi_calloc(runs, sizeof *o->later, err);
-    o->clean_logp = chi_calloc((size_t)V, sizeof *o->clean_logp, err);
-    CHI_TRY(o->first && o->later && o->clean_logp ? 0 : CHI_ERR_MEMORY);
+    o->clean_of = chi_calloc(2 * (size_t)V, sizeof *o->clean_of, err);
+    CHI_TRY(o->first && o->later && o->clean_of ? 0 : CHI_ERR_MEMORY);
     const struct chii_runs *r = &w->cp.run[j];
     chii_cell own = {.job = j, .site = CHII_CLEAN};
     CHI_TRY(chii_cells_capture(&w->cp, t, r->clean, own, err));
@@ -461,7 +460,7 @@ out:
   for (int j = 0; w.o && j < n; j++) {
     if (out[j]) forget(out[j]);
     drop_donors(&w.o[j]);
-    chi_free(w.o[j].clean_logp);
+    chi_free(w.o[j].clean_of);
     chi_free(w.o[j].first);
     chi_free(w.o[j].later);
     if (rc) chi_trace_free(out[j]);
