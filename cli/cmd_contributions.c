@@ -9,6 +9,8 @@ typedef struct args {
   cli_common c;
   const char *from, *to, *layers, *out;
   int64_t late, top;
+  uint64_t seed;
+  bool controls;
 } args;
 static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .top = 5};
 
@@ -21,6 +23,9 @@ static const cli_opt kOpts[] = {
     {.name = "--layers", .arg = "LIST", .kind = CLI_STR, CLI_AT(args, layers), .doc = "layers, as 0-3,7; else all"},
     {.name = "--late", .arg = "N", .kind = CLI_INT, CLI_AT(args, late), .min = 0, .max = 100000,
      .doc = "patches at the end of the picture that count as late; 0 = a sixteenth"},
+    {.name = "--controls", .kind = CLI_FLAG, CLI_AT(args, controls),
+     .doc = "also with the picture upside down and with its patches shuffled: place or content?"},
+    {.name = "--seed", .arg = "S", .kind = CLI_UINT, CLI_AT(args, seed), .doc = "for the shuffle"},
     {.name = "--top", .arg = "K", .kind = CLI_INT, CLI_AT(args, top), .min = 0, .max = 1000,
      .doc = "strongest heads printed"},
     {.name = "--output", .letter = 'o', .arg = "DIR", .kind = CLI_STR, CLI_AT(args, out),
@@ -39,7 +44,7 @@ static int run(cli *c, void *v, chi_err *err) {
   chi_str text = {0};
   json_t *j = NULL;
   chi_provenance prov;
-  chi_contributions_opts o = {.late = (int32_t)a->late, .mem = a->c.mem};
+  chi_contributions_opts o = {.late = (int32_t)a->late, .controls = a->controls, .seed = a->seed, .mem = a->c.mem};
   cli_image_question(c, &image, &question);
   CHI_TRY(cli_open_model(&m, c, c->pos[0], err));
   CHI_TRY(cli_make_prompt(&p, c, m, image, question, false, err));
@@ -57,6 +62,8 @@ static int run(cli *c, void *v, chi_err *err) {
   o.to = to;
   o.layers = layers;
   CHI_TRY(cli_provenance(&prov, c, m, p, image, err));
+  prov.has_seed = a->controls;
+  prov.seed = a->seed;
   CHI_TRY(chi_contributions_run(&t, m, p, &o, err));
   if (a->out) CHI_TRY(chi_contributions_write(t, from_name, to_name, &prov, a->out, err));
   if (a->c.json) {

@@ -179,6 +179,79 @@ static void test_aggregations(void **state) {
   chi_model_free(m);
 }
 
+/* The picture upside down is what a run on that picture gives; a shuffle moves values and loses none; shares add up. */
+static void test_picture_controls(void **state) {
+  (void)state;
+  chi_model *m = NULL;
+  chi_prompt *p = NULL;
+  chi_contributions *c = NULL, *d = NULL;
+  int32_t *image = NULL, n = 0;
+  open_prompt(&m, &p, "tests/fixtures/tiny-gqa", "tests/fixtures/tiny-gqa/picture.png",
+              "USER: <image>\nWhat is the capital of this country? ASSISTANT:");
+  assert_works(chi_select_rows(&image, &n, "image", p, err));
+  int32_t to[] = {p->n_rows - 4, p->n_rows - 1};
+  chi_contributions_opts o = {.from = image, .n_from = n, .to = to, .n_to = 2, .late = 3, .controls = true, .seed = 5};
+  assert_works(chi_contributions_run(&c, m, p, &o, err));
+  const chi_contributions *flip = c->control[CHI_CONTRIB_FLIPPED], *mix = c->control[CHI_CONTRIB_SHUFFLED];
+  int64_t edges = (int64_t)c->n_layers * c->n_to * c->n_from;
+  int32_t W = c->grid_w, H = c->grid_h;
+  double share, even, own[64], flat[64];
+  /* the flipped picture, given as a picture: the same numbers to the bit */
+  size_t h = (size_t)m->net.vision.image_h, w = (size_t)m->net.vision.image_w;
+  for (size_t y = 0; y < h / 2; y++)
+    for (size_t k = 0; k < 3; k++)
+      for (size_t x = 0; x < w; x++) {
+        float *a = p->pixels + (k * h + y) * w + x, *b = p->pixels + (k * h + h - 1 - y) * w + x, t = *a;
+        *a = *b;
+        *b = t;
+      }
+  o.controls = false;
+  assert_works(chi_contributions_run(&d, m, p, &o, err));
+  assert_memory_equal(d->sum, flip->sum, (size_t)edges * sizeof *d->sum);
+  assert_memory_equal(d->head, flip->head, (size_t)(edges * c->heads) * sizeof *d->head);
+  assert_true(memcmp(c->sum, flip->sum, (size_t)edges * sizeof *c->sum) != 0);
+  assert_null(d->control[0]);
+  chi_contributions_free(d);
+  /* where what stands */
+  int seen[64] = {0};
+  assert_true(n <= 64);
+  for (int i = 0; i < n; i++) {
+    assert_int_equal(c->origin[i], i);
+    assert_int_equal(flip->origin[i], (H - 1 - i / W) * W + i % W);
+    seen[mix->origin[i]]++;
+  }
+  for (int i = 0; i < n; i++) assert_int_equal(seen[i], 1);
+  /* values do not know where they stand: in layer 0 a shuffled patch's norm without weights is that of the patch */
+  for (int j = 0; j < n; j++)
+    assert_true(fabs((double)mix->even[j] - (double)c->even[mix->origin[j]]) <= 1e-5 * (double)c->even[mix->origin[j]]);
+  for (int l = 0; l < c->n_layers; l++) {
+    const chi_contributions *of[3] = {c, flip, mix};
+    for (int k = 0; k < 3; k++) {
+      double late = 0, content = 0, all = 0;
+      chi_contrib_curve(of[k], l, own, flat);
+      assert_true(chi_contrib_late(of[k], l, &share, &even));
+      for (int i = 0; i < n; i++) {
+        all += own[i];
+        late += i >= n - 3 ? own[i] : 0;
+        content += of[k]->origin[i] >= n - 3 ? own[i] : 0;
+      }
+      assert_true(fabs(all - 1) < 1e-12 && fabs(late - share) < 1e-12);
+      assert_true(fabs(content - chi_contrib_late_content(of[k], l)) < 1e-12);
+    }
+    assert_true(chi_contrib_late(c, l, &share, &even) && fabs(share - chi_contrib_late_content(c, l)) < 1e-15);
+  }
+  chi_contributions_free(c);
+  chi_free(image);
+  chi_prompt_free(p);
+  chi_model_free(m);
+  open_prompt(&m, &p, "tests/fixtures/tiny-llama", NULL, "What is the capital of this country?");
+  int32_t first[] = {0}, last[] = {3};
+  o = (chi_contributions_opts){.from = first, .n_from = 1, .to = last, .n_to = 1, .controls = true};
+  assert_fails(chi_contributions_run(&c, m, p, &o, err), CHI_ERR_ARG, "change the picture");
+  chi_prompt_free(p);
+  chi_model_free(m);
+}
+
 static void test_refusals(void **state) {
   (void)state;
   chi_model *m = NULL;
@@ -200,6 +273,7 @@ static void test_refusals(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_sums),
-                                     cmocka_unit_test(test_aggregations), cmocka_unit_test(test_refusals)};
+                                     cmocka_unit_test(test_aggregations), cmocka_unit_test(test_picture_controls),
+                                     cmocka_unit_test(test_refusals)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,8 @@
 #include "analyze/projection.h"
 #include "analyze/states.h"
 
+const char *const chi_contrib_control_name[CHI_CONTRIB_CONTROLS] = {"flipped", "shuffled"};
+enum { kAsItIs = -1 };
 enum { kBatch = 128, kPanel = 32, kMix = 3 }; /* captures of a layer: values, weights, mixed values */
 
 typedef struct work {
@@ -45,14 +47,50 @@ static int capture(work *w, int branch, chi_site site, int layer, const int32_t 
       NULL, err);
 }
 
-static int forward(work *w, size_t mem, chi_err *err) {
+/* The picture upside down. */
+static float *flipped(work *w, chi_err *err) {
+  size_t H = (size_t)w->c->model->net.vision.image_h, W = (size_t)w->c->model->net.vision.image_w;
+  float *v = chi_arena_array(&w->tmp, 3 * H * W, sizeof *v, err);
+  for (size_t y = 0; v && y < 3 * H; y++)
+    memcpy(v + y * W, w->c->prompt->pixels + (y / H * H + H - 1 - y % H) * W, W * sizeof *v);
+  return v;
+}
+
+/* A child whose projected patches stand in other rows, as `origin` says. */
+static int shuffled(work *w, int root, int *branch, chi_err *err) {
+  const chi_contributions *c = w->c;
+  int32_t skip = c->first_patch - c->prompt->image_row, n = c->n_patches, *to, *from;
+  int rc = 0;
+  to = chi_arena_array(&w->tmp, (size_t)n, sizeof *to, err);
+  from = chi_arena_array(&w->tmp, (size_t)n, sizeof *from, err);
+  CHI_TRY(to && from ? 0 : CHI_ERR_MEMORY);
+  for (int32_t i = 0; i < n; i++) {
+    to[i] = skip + i;
+    from[i] = skip + c->origin[i];
+  }
+  CHI_TRY(chi_plan_child(w->plan, root, branch, err));
+  chi_intervention iv = {.op = CHI_OP_COPY,
+                         .stack = CHI_DECODER,
+                         .site = CHI_SITE_IMAGE_EMBED,
+                         .rows = to,
+                         .n_rows = n,
+                         .source = root,
+                         .source_rows = from};
+  CHI_TRY(chi_plan_intervene(w->plan, *branch, &iv, 0, err));
+out:
+  return rc;
+}
+
+static int forward(work *w, int control, size_t mem, chi_err *err) {
   int rc = 0, root;
   chi_contributions *c = w->c;
   chi_input in = chi_prompt_input(c->prompt);
   int32_t last = c->prompt->n_rows - 1;
   int64_t V = w->c->model->net.decoder.vocab;
+  if (control == CHI_CONTRIB_FLIPPED) CHI_TRY((in.pixels = flipped(w, err)) ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(chi_plan_new(&w->plan, err));
   CHI_TRY(chi_plan_root(w->plan, &in, &root, err));
+  if (control == CHI_CONTRIB_SHUFFLED) CHI_TRY(shuffled(w, root, &root, err));
   for (int32_t i = 0; i < c->n_layers; i++) {
     CHI_TRY(capture(w, root, CHI_SITE_V, c->layer[i], c->from, c->n_from, err));
     CHI_TRY(capture(w, root, CHI_SITE_PATTERN, c->layer[i], c->to, c->n_to, err));
@@ -197,7 +235,23 @@ static void find_patches(chi_contributions *c, int32_t late) {
   }
 }
 
-static int set_up(work *w, const chi_contributions_opts *o, chi_err *err) {
+/* Which patch's content stands in each patch's row. */
+static int set_origin(chi_contributions *c, int control, uint64_t seed, chi_err *err) {
+  c->origin = chi_arena_array(&c->arena, (size_t)c->n_patches, sizeof *c->origin, err);
+  if (!c->origin) return CHI_ERR_MEMORY;
+  for (int32_t i = 0; i < c->n_patches; i++) {
+    c->origin[i] = i;
+    if (control == CHI_CONTRIB_FLIPPED && c->grid_w)
+      c->origin[i] = (c->grid_h - 1 - i / c->grid_w) * c->grid_w + i % c->grid_w;
+    if (control != CHI_CONTRIB_SHUFFLED) continue;
+    int32_t j = (int32_t)(chi_rng_u32(seed, 9, (uint32_t)i, 0) % (uint32_t)(i + 1)); /* Fisher-Yates */
+    c->origin[i] = c->origin[j];
+    c->origin[j] = i;
+  }
+  return 0;
+}
+
+static int set_up(work *w, const chi_contributions_opts *o, int control, chi_err *err) {
   int rc = 0;
   chi_contributions *c = w->c;
   const chi_block_spec *k = w->k;
@@ -228,20 +282,21 @@ static int set_up(work *w, const chi_contributions_opts *o, chi_err *err) {
               ? 0
               : CHI_ERR_MEMORY);
   find_patches(c, o->late);
+  CHI_TRY(set_origin(c, control, o->seed, err));
 out:
   return rc;
 }
 
-int chi_contributions_run(chi_contributions **out, const chi_model *m, const chi_prompt *p,
-                          const chi_contributions_opts *o, chi_err *err) {
+static int run(chi_contributions **out, const chi_model *m, const chi_prompt *p, const chi_contributions_opts *o,
+               int control, chi_err *err) {
   int rc = 0;
   work w = {.k = &m->net.decoder.spec};
   w.c = chi_calloc(1, sizeof *w.c, err);
   if (!w.c) return CHI_ERR_MEMORY;
   w.c->model = m;
   w.c->prompt = p;
-  CHI_TRY(set_up(&w, o, err));
-  CHI_TRY(forward(&w, o->mem, err));
+  CHI_TRY(set_up(&w, o, control, err));
+  CHI_TRY(forward(&w, control, o->mem, err));
   for (w.l = 0; w.l < w.c->n_layers; w.l++) {
     per_head(&w);
     CHI_TRY(over_heads(&w, err));
@@ -257,8 +312,25 @@ out:
   return rc;
 }
 
+int chi_contributions_run(chi_contributions **out, const chi_model *m, const chi_prompt *p,
+                          const chi_contributions_opts *o, chi_err *err) {
+  chi_contributions *c = NULL;
+  int rc = 0;
+  if (o->controls && !p->pixels)
+    return chi_fail(err, CHI_ERR_ARG, "the controls of contributions change the picture; this prompt has none");
+  CHI_TRY(run(&c, m, p, o, kAsItIs, err));
+  for (int k = 0; o->controls && k < CHI_CONTRIB_CONTROLS; k++) CHI_TRY(run(&c->control[k], m, p, o, k, err));
+out:
+  if (rc)
+    chi_contributions_free(c);
+  else
+    *out = c;
+  return rc;
+}
+
 void chi_contributions_free(chi_contributions *c) {
   if (!c) return;
+  for (int k = 0; k < CHI_CONTRIB_CONTROLS; k++) chi_contributions_free(c->control[k]);
   chi_arena_free(&c->arena);
   chi_free(c);
 }
@@ -301,6 +373,40 @@ double chi_contrib_group(const chi_contributions *c, int32_t l) {
     best = x > best ? x : best;
   }
   return best;
+}
+
+void chi_contrib_curve(const chi_contributions *c, int32_t l, double *own, double *even) {
+  double all[2] = {0, 0};
+  for (int32_t k = 0; k < c->n_patches; k++) own[k] = even[k] = NAN;
+  for (int32_t j = 0; j < c->n_from; j++) {
+    int32_t at = c->from[j] - c->first_patch;
+    if (at < 0 || at >= c->n_patches) continue;
+    own[at] = even[at] = 0;
+    for (int32_t i = 0; i < c->n_to; i++) {
+      if (c->from[j] > c->to[i]) continue;
+      own[at] += (double)c->sum[(l * (int64_t)c->n_to + i) * c->n_from + j];
+      even[at] += (double)c->even[l * (int64_t)c->n_from + j];
+    }
+    all[0] += own[at];
+    all[1] += even[at];
+  }
+  for (int32_t k = 0; k < c->n_patches; k++) {
+    own[k] = all[0] > 0 ? own[k] / all[0] : NAN;
+    even[k] = all[1] > 0 ? even[k] / all[1] : NAN;
+  }
+}
+
+double chi_contrib_late_content(const chi_contributions *c, int32_t l) {
+  double all = 0, late = 0;
+  for (int32_t i = 0; i < c->n_to; i++)
+    for (int32_t j = 0; j < c->n_from && c->from[j] <= c->to[i]; j++) {
+      int32_t at = c->from[j] - c->first_patch;
+      if (c->n_patches == 0 || at < 0 || at >= c->n_patches) continue;
+      double x = (double)c->sum[(l * (int64_t)c->n_to + i) * c->n_from + j];
+      all += x;
+      if (c->origin[at] >= c->n_patches - c->late) late += x;
+    }
+  return all > 0 ? late / all : NAN;
 }
 
 bool chi_contrib_late(const chi_contributions *c, int32_t l, double *share, double *even) {

@@ -3,6 +3,10 @@
  *
  *   a[l,h](j -> i) = A[l,h][i,j] W_O[l,h] v[l,h]_j         a vector of the residual stream, from one forward pass
  *
+ * Controls for where in the picture contributions come from: the picture upside down (rows of pixels reversed), and the
+ * projected patches shuffled among their rows. What follows the position stays with the last rows in both; what follows
+ * the content moves with it.
+ *
  * Two aggregations: the norm of each head's vector, and the norm of the sum over the heads. Of several sources and
  * destinations, the largest. The sum over all j and h is the attention output of row i less the output bias. */
 #ifndef CHI_CONTRIBUTIONS_H
@@ -16,8 +20,13 @@ typedef struct chi_contributions_opts {
   const int32_t *from, *to, *layers; /* rows j, rows i, layers: ascending, no repeats; layers NULL = all */
   int32_t n_from, n_to, n_layers;
   int32_t late; /* patches that count as late: the last so many of the picture; 0 = a sixteenth, 1 at least */
+  bool controls; /* with a picture: the controls as well, a forward pass each */
+  uint64_t seed; /* of the shuffle */
   size_t mem;
 } chi_contributions_opts;
+
+enum { CHI_CONTRIB_FLIPPED, CHI_CONTRIB_SHUFFLED, CHI_CONTRIB_CONTROLS };
+extern const char *const chi_contrib_control_name[CHI_CONTRIB_CONTROLS]; /* "flipped", "shuffled" */
 
 typedef struct chi_contributions {
   const chi_model *model; /* borrowed, as the prompt is */
@@ -34,6 +43,8 @@ typedef struct chi_contributions {
   int32_t n_sources_patch;                        /* sources that are patches */
   int32_t answer;                                 /* the model's first answer token */
   chi_metrics final;
+  int32_t *origin; /* [n_patches]: patch of the picture as it is whose content stands in each patch's row */
+  struct chi_contributions *control[CHI_CONTRIB_CONTROLS]; /* the same of the changed picture, or NULL; freed with this */
   chi_arena arena;
 } chi_contributions;
 
@@ -53,5 +64,11 @@ double chi_contrib_group(const chi_contributions *c, int32_t l);
 /* Part of the patches' norms (sum over patches and destinations) that the late ones have, and what it would be if
  * attention were even over the patches. false where no patch is a source; NaN where all norms are 0. */
 bool chi_contrib_late(const chi_contributions *c, int32_t l, double *share, double *even);
+/* The late patches' part by content: that of the rows which hold them now (of a control; else the same as the share). NaN
+ * where there is none. */
+double chi_contrib_late_content(const chi_contributions *c, int32_t l);
+/* Part of the patches' norms that each patch row has, and with even attention: own, even [n_patches], NaN where a patch is
+ * no source. The late-visual-token curve. */
+void chi_contrib_curve(const chi_contributions *c, int32_t l, double *own, double *even);
 
 #endif

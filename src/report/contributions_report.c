@@ -52,6 +52,14 @@ static json_t *layer_json(const chi_contributions *c, int32_t l) {
     bad |= json_object_set_new(o, "late_share", chi_json_num(share));
     bad |= json_object_set_new(o, "late_share_even_attention", chi_json_num(even));
   }
+  for (int k = 0; k < CHI_CONTRIB_CONTROLS; k++) {
+    char key[64];
+    if (!c->control[k] || !chi_contrib_late(c->control[k], l, &share, &even)) continue;
+    snprintf(key, sizeof key, "late_share_%s", chi_contrib_control_name[k]);
+    bad |= json_object_set_new(o, key, chi_json_num(share));
+    snprintf(key, sizeof key, "late_share_%s_by_content", chi_contrib_control_name[k]);
+    bad |= json_object_set_new(o, key, chi_json_num(chi_contrib_late_content(c->control[k], l)));
+  }
   json_t *heads = json_array(), *from = json_array();
   for (int32_t k = 0; k < c->heads; k++) bad |= json_array_append_new(heads, chi_json_num(chi_contrib_head(c, l, k)));
   for (int32_t j = 0; j < c->n_from; j++) bad |= json_array_append_new(from, chi_json_num(chi_contrib_from(c, l, j)));
@@ -140,7 +148,11 @@ static int write_layers(const chi_contributions *c, const char *path, chi_err *e
                                       "together",
                                       "attention_output",
                                       "late_share",
-                                      "late_share_even_attention"};
+                                      "late_share_even_attention",
+                                      "late_share_flipped",
+                                      "late_share_flipped_by_content",
+                                      "late_share_shuffled",
+                                      "late_share_shuffled_by_content"};
   int rc = 0;
   chi_csv *f = NULL;
   CHI_TRY(chi_csv_open(&f, path, kHead, sizeof kHead / sizeof *kHead, err));
@@ -157,6 +169,11 @@ static int write_layers(const chi_contributions *c, const char *path, chi_err *e
     chi_csv_num(f, out_norm(c, l));
     chi_csv_num(f, share);
     chi_csv_num(f, even);
+    for (int k = 0; k < CHI_CONTRIB_CONTROLS; k++) {
+      bool there = c->control[k] && chi_contrib_late(c->control[k], l, &share, &even);
+      chi_csv_num(f, there ? share : NAN);
+      chi_csv_num(f, there ? chi_contrib_late_content(c->control[k], l) : NAN);
+    }
     CHI_TRY(chi_csv_row(f, err));
   }
   rc = chi_csv_commit(f, err);
@@ -271,21 +288,28 @@ out:
 }
 
 static int draw_late(figure *f, chi_err *err) {
+  static const char *const kName[] = {"share of the late patches",   "the same if attention were even",
+                                      "upside down: last rows",      "upside down: same content",
+                                      "patches shuffled: last rows", "patches shuffled: the same content"};
+  enum { kCurves = sizeof kName / sizeof *kName };
   const chi_contributions *c = f->c;
-  int rc = 0;
+  int rc = 0, n_curves = 2;
   char path[2][4096], name[64];
+  chi_curve curves[kCurves];
   size_t n = (size_t)c->n_layers;
-  double *v = chi_arena_array(&f->arena, 3 * n, sizeof *v, err), share, even;
+  double *v = chi_arena_array(&f->arena, (1 + kCurves) * n, sizeof *v, err), even;
   CHI_TRY(v ? 0 : CHI_ERR_MEMORY);
+  for (int k = 0; k < kCurves; k++) curves[k] = (chi_curve){.name = kName[k], .y = v + (1 + (size_t)k) * n};
   for (size_t l = 0; l < n; l++) {
-    if (!chi_contrib_late(c, (int32_t)l, &share, &even)) goto out;
+    if (!chi_contrib_late(c, (int32_t)l, v + n + l, v + 2 * n + l)) goto out;
     v[l] = (double)c->layer[l];
-    v[n + l] = share;
-    v[2 * n + l] = even;
+    for (size_t k = 0; k < CHI_CONTRIB_CONTROLS && c->control[k]; k++) {
+      chi_contrib_late(c->control[k], (int32_t)l, v + (3 + 2 * k) * n + l, &even);
+      v[(4 + 2 * k) * n + l] = chi_contrib_late_content(c->control[k], (int32_t)l);
+      n_curves = (int)(4 + 2 * k);
+    }
   }
   snprintf(name, sizeof name, "their part of the patches: %d of %d", c->n_late, c->n_sources_patch);
-  const chi_curve curves[] = {{.name = "share of the late patches", .y = v + n},
-                              {.name = "the same if attention were even", .y = v + 2 * n}};
   const chi_refline ref = {(double)c->n_late / (double)c->n_sources_patch, name};
   chi_linechart_spec s = {.title = f->title.s ? f->title.s : "",
                           .lines = f->lines,
@@ -295,11 +319,45 @@ static int draw_late(figure *f, chi_err *err) {
                           .x = v,
                           .n = n,
                           .curves = curves,
-                          .n_curves = 2,
+                          .n_curves = n_curves,
                           .refs = &ref,
                           .n_refs = 1,
                           .y_zero = true};
   CHI_TRY(paths(f, "late", path, err));
+  for (int i = 0; i < 2; i++) CHI_TRY(chi_linechart_save(&s, f->prov, path[i], err));
+out:
+  return rc;
+}
+
+/* The late-visual-token curve of the first layer: which part of the contributions each patch row has. */
+static int draw_positions(figure *f, chi_err *err) {
+  static const char *const kName[] = {"as it is", "the same if attention were even", "picture upside down",
+                                      "patches shuffled"};
+  const chi_contributions *c = f->c;
+  int rc = 0, n_curves = 2;
+  char path[2][4096], label[64];
+  size_t n = (size_t)c->n_patches;
+  chi_curve curves[4];
+  if (c->n_sources_patch == 0) return 0;
+  double *v = chi_arena_array(&f->arena, 6 * n, sizeof *v, err);
+  CHI_TRY(v ? 0 : CHI_ERR_MEMORY);
+  for (size_t i = 0; i < n; i++) v[i] = (double)i;
+  for (size_t k = 0; k < 4; k++) curves[k] = (chi_curve){.name = kName[k], .y = v + (1 + k) * n};
+  chi_contrib_curve(c, 0, v + n, v + 2 * n);
+  for (size_t k = 0; k < CHI_CONTRIB_CONTROLS && c->control[k]; k++, n_curves++)
+    chi_contrib_curve(c->control[k], 0, v + (3 + k) * n, v + 5 * n); /* the last: scratch */
+  snprintf(label, sizeof label, "share of layer %d's contributions", c->layer[0]);
+  chi_linechart_spec s = {.title = f->title.s ? f->title.s : "",
+                          .lines = f->lines,
+                          .n_lines = 2,
+                          .x_label = "patch, in the order of rows",
+                          .y_label = label,
+                          .x = v,
+                          .n = n,
+                          .curves = curves,
+                          .n_curves = n_curves,
+                          .y_zero = true};
+  CHI_TRY(paths(f, "positions", path, err));
   for (int i = 0; i < 2; i++) CHI_TRY(chi_linechart_save(&s, f->prov, path[i], err));
 out:
   return rc;
@@ -426,6 +484,7 @@ static int draw(const chi_contributions *c, const char *from, const char *to, co
   f.lines[1] = f.what;
   CHI_TRY(draw_curves(&f, err));
   CHI_TRY(draw_late(&f, err));
+  CHI_TRY(draw_positions(&f, err));
   CHI_TRY(draw_heads(&f, err));
   CHI_TRY(draw_patches(&f, err));
 out:
@@ -460,8 +519,8 @@ out:
 /* ---- terminal -------------------------------------------------------------------------------------------- */
 int chi_contributions_summary(const chi_contributions *c, const char *from, const char *to, int width, int top,
                               chi_str *out, chi_err *err) {
-  static const char *const kHead[] = {"layer",    "best head", "its norm", "max",    "mean",
-                                      "together", "of",        "late",     "if even"},
+  static const char *const kHead[] = {"layer", "best head", "its norm", "max",     "mean",    "together",
+                                      "of",    "late",      "if even",  "flipped", "shuffled"},
                            *const kBest[] = {"head", "norm"};
   int rc = 0;
   char word[CHII_TOKEN];
@@ -471,7 +530,7 @@ int chi_contributions_summary(const chi_contributions *c, const char *from, cons
   chii_token_word(c->model, c->answer, word);
   chi_str_addf(out, "answer  %s   p = %.4f\n", word, c->final.p);
   chi_str_addf(out, "from    %s: %d rows\nto      %s: %d rows\n\n", from, c->n_from, to, c->n_to);
-  CHI_TRY(chi_table_new(&t, kHead, patches ? "rrrrrrrrr" : "rrrrrrr", err));
+  CHI_TRY(chi_table_new(&t, kHead, !patches ? "rrrrrrr" : c->control[0] ? "rrrrrrrrrrr" : "rrrrrrrrr", err));
   for (int32_t l = 0; l < c->n_layers; l++) {
     int32_t h = best_head(c, l);
     chi_table_cell(t, "%d", c->layer[l]);
@@ -484,6 +543,8 @@ int chi_contributions_summary(const chi_contributions *c, const char *from, cons
     if (!patches || !chi_contrib_late(c, l, &share, &even)) continue;
     chi_table_cell(t, "%.3f", share);
     chi_table_cell(t, "%.3f", even);
+    for (int k = 0; k < CHI_CONTRIB_CONTROLS && c->control[k]; k++)
+      chi_table_cell(t, "%.3f", chi_contrib_late(c->control[k], l, &share, &even) ? share : NAN);
   }
   CHI_TRY(chi_table_text(t, width, out, err));
   chi_str_add(
@@ -493,6 +554,9 @@ int chi_contributions_summary(const chi_contributions *c, const char *from, cons
   if (patches)
     chi_str_addf(out, "(late: share of the last %d of %d patches, %.3f of them; if even: with even attention)\n",
                  c->n_late, c->n_sources_patch, (double)c->n_late / (double)c->n_sources_patch);
+  if (patches && c->control[0])
+    chi_str_add(
+        out, "(flipped, shuffled: share of the same rows with the picture upside down, with its patches shuffled)\n");
   chi_table_free(t);
   t = NULL;
   chi_str_add(out, "\n");

@@ -6,7 +6,7 @@
 #include "report/report.h"
 
 /* dir/contributions.{json,csv,safetensors}, layers.csv, heads.csv, curves, heads and, where sources are patches,
- * patches.{png,svg}; each written atomically; dir is made. from, to: what the rows are called. */
+ * late, positions and patches.{png,svg}; each written atomically; dir is made. from, to: what the rows are called. */
 int chi_contributions_write(const chi_contributions *c, const char *from, const char *to, const chi_provenance *prov,
                             const char *dir, chi_err *err);
 /* The JSON object of contributions.json. Caller: json_decref. */
