@@ -231,6 +231,49 @@ static void test_words(void **state) {
   close_fixture(&f);
 }
 
+/* A bridging word by role and layer: what the cells say, taken together. */
+static void test_bridge(void **state) {
+  (void)state;
+  fixture f;
+  chi_lens *l = NULL;
+  chi_bridge *b = NULL, *text = NULL;
+  int32_t *id = NULL, n = 0, best;
+  bool part = false;
+  double mrr;
+  open_tiny(&f, "tiny-gqa", CHI_DTYPE_F32);
+  assert_works(chi_lens_word(&id, &n, &part, f.m, f.p, "lang", err));
+  chi_lens_opts o = {.k = 1, .words = id, .n_words = n};
+  assert_works(chi_lens_run(&l, f.m, f.p, &o, err));
+  assert_works(chi_lens_bridge(&b, f.m, f.p, "lang", NULL, 0, err));
+  assert_works(chi_lens_bridge(&text, f.m, f.p, "lang", "text", 0, err));
+  assert_int_equal(b->n_columns, f.m->net.decoder.spec.layers + 1);
+  assert_int_equal(b->layers[0], CHI_LENS_EMBED);
+  assert_int_equal(b->n_rows[CHI_ROLE_IMAGE], f.p->n_image);
+  assert_int_equal(b->n_rows[CHI_ROLE_CONSTRAINT], 0);
+  assert_int_equal(text->n_rows[CHI_ROLE_IMAGE], 0);
+  int32_t all = 0;
+  for (int role = 0; role < CHI_ROLE_COUNT; role++)
+    for (int32_t c = 0; c < b->n_columns; c++) {
+      if (c == 0) all += b->n_rows[role];
+      if (!chi_lens_role(l, (chi_role)role, c, &best, &mrr)) continue;
+      float most = -INFINITY;
+      for (int32_t r = 0; r < l->n_rows; r++)
+        if (f.p->role[r] == (chi_role)role) most = fmaxf(most, l->cell.word_score[r * l->n_layers + c]);
+      assert_true(b->best[role][c] == best && b->mrr[role][c] == mrr && b->logp[role][c] == most);
+      if (role == CHI_ROLE_TEXT) assert_true(text->best[role][c] == best && text->mrr[role][c] == mrr);
+    }
+  assert_int_equal(all, f.p->n_rows);
+  chi_bridge_free(b);
+  chi_bridge_free(text);
+  chi_lens_free(l);
+  chi_free(id);
+  assert_works(chi_lens_bridge(&b, f.m, f.p, "Xylograph", "last", 0, err));
+  assert_true(b->part && b->n_rows[CHI_ROLE_LAST] == 1);
+  chi_bridge_free(b);
+  assert_fails(chi_lens_bridge(&b, f.m, f.p, "lang", "constraint", 0, err), CHI_ERR_ARG, "constraint");
+  close_fixture(&f);
+}
+
 static void test_refusals(void **state) {
   (void)state;
   fixture f;
@@ -314,7 +357,7 @@ int main(void) {
   if (chi_cpu_init(NULL, &err)) return 1;
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_last_layer), cmocka_unit_test(test_reference),
                                      cmocka_unit_test(test_embeddings), cmocka_unit_test(test_words),
-                                     cmocka_unit_test(test_refusals),   cmocka_unit_test(test_stop),
-                                     cmocka_unit_test(test_files)};
+                                     cmocka_unit_test(test_bridge),     cmocka_unit_test(test_refusals),
+                                     cmocka_unit_test(test_stop),       cmocka_unit_test(test_files)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

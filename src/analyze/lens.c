@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "analyze/attribute.h"
+#include "analyze/select.h"
 
 enum { kBatch = 64, kTokens = 1024 };
 
@@ -304,4 +305,61 @@ int chi_lens_word(int32_t **out, int32_t *n, bool *part, const chi_model *m, con
   else
     *out = id;
   return rc;
+}
+
+/* ---- bridging words ---------------------------------------------------------------------------------------- */
+static int fill_bridge(chi_bridge *b, const chi_lens *l, chi_err *err) {
+  b->n_columns = l->n_layers;
+  b->layers = list_of(&b->arena, l->layers, l->n_layers, 0, err);
+  if (!b->layers) return CHI_ERR_MEMORY;
+  for (int role = 0; role < CHI_ROLE_COUNT; role++) {
+    b->best[role] = chi_arena_array(&b->arena, (size_t)l->n_layers, sizeof *b->best[role], err);
+    b->mrr[role] = chi_arena_array(&b->arena, (size_t)l->n_layers, sizeof *b->mrr[role], err);
+    b->logp[role] = chi_arena_array(&b->arena, (size_t)l->n_layers, sizeof *b->logp[role], err);
+    if (!b->best[role] || !b->mrr[role] || !b->logp[role]) return CHI_ERR_MEMORY;
+    for (int32_t c = 0; c < l->n_layers; c++) {
+      chi_lens_role(l, (chi_role)role, c, &b->best[role][c], &b->mrr[role][c]);
+      b->logp[role][c] = -INFINITY;
+    }
+  }
+  for (int32_t i = 0; i < l->n_rows; i++) {
+    chi_role role = l->prompt->role[l->rows[i]];
+    b->n_rows[role]++;
+    for (int32_t c = 0; c < l->n_layers; c++) {
+      float x = l->cell.word_score[(int64_t)i * l->n_layers + c];
+      if (x > b->logp[role][c]) b->logp[role][c] = x;
+    }
+  }
+  return 0;
+}
+
+int chi_lens_bridge(chi_bridge **out, const chi_model *m, const chi_prompt *p, const char *word, const char *rows,
+                    size_t mem, chi_err *err) {
+  int rc = 0;
+  int32_t *list = NULL, *words = NULL;
+  chi_lens *l = NULL;
+  chi_lens_opts o = {.k = 1, .mem = mem};
+  chi_bridge *b = chi_calloc(1, sizeof *b, err);
+  if (!b) return CHI_ERR_MEMORY;
+  CHI_TRY(chi_lens_word(&words, &o.n_words, &b->part, m, p, word, err));
+  CHI_TRY(chi_select_rows(&list, &o.n_rows, rows ? rows : "all", p, err));
+  o.words = words;
+  o.rows = list;
+  CHI_TRY(chi_lens_run(&l, m, p, &o, err));
+  CHI_TRY(fill_bridge(b, l, err));
+out:
+  chi_lens_free(l);
+  chi_free(words);
+  chi_free(list);
+  if (rc)
+    chi_bridge_free(b);
+  else
+    *out = b;
+  return rc;
+}
+
+void chi_bridge_free(chi_bridge *b) {
+  if (!b) return;
+  chi_arena_free(&b->arena);
+  chi_free(b);
 }

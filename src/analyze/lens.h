@@ -51,6 +51,22 @@ void chi_lens_free(chi_lens *l);
 /* Followed word's rank over the rows of a role in one column: the best, and the mean of 1/rank. false: no such row. */
 bool chi_lens_role(const chi_lens *l, chi_role role, int32_t column, int32_t *best, double *mrr);
 
+/* Where a bridging word comes up (the entity's name, which the question does not say): its rank by token role and layer. */
+typedef struct chi_bridge {
+  int32_t n_columns, *layers; /* [n_columns]: CHI_LENS_EMBED, then every layer */
+  int32_t n_rows[CHI_ROLE_COUNT]; /* that have the role; 0: its lists are of no meaning */
+  int32_t *best[CHI_ROLE_COUNT];  /* [n_columns]: best rank over the role's rows, 1 = on top */
+  double *mrr[CHI_ROLE_COUNT];    /* [n_columns]: mean of 1/rank */
+  float *logp[CHI_ROLE_COUNT];    /* [n_columns]: largest log-probability */
+  bool part;                      /* no token is the whole word: its first token is followed */
+  chi_arena arena;
+} chi_bridge;
+/* One forward pass; a row and layer cost a product with the head. rows: as in chi_select_rows, NULL = all. Caller:
+ * chi_bridge_free. */
+int chi_lens_bridge(chi_bridge **out, const chi_model *m, const chi_prompt *p, const char *word, const char *rows,
+                    size_t mem, chi_err *err);
+void chi_bridge_free(chi_bridge *b);
+
 /* A word's tokens: the vocabulary entries that are the whole word, with and without a space in front; where there is none,
  * the first token of the word behind the prompt, and *part is set. Caller: chi_free(*out). */
 int chi_lens_word(int32_t **out, int32_t *n, bool *part, const chi_model *m, const chi_prompt *p, const char *word,

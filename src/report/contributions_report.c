@@ -288,9 +288,9 @@ out:
 }
 
 static int draw_late(figure *f, chi_err *err) {
-  static const char *const kName[] = {"share of the late patches",   "the same if attention were even",
-                                      "upside down: last rows",      "upside down: same content",
-                                      "patches shuffled: last rows", "patches shuffled: the same content"};
+  static const char *const kName[] = {"share of the late patches", "the same if attention were even",
+                                      "upside down: last rows",    "upside down: same content",
+                                      "shuffled: last rows",       "shuffled: same content"};
   enum { kCurves = sizeof kName / sizeof *kName };
   const chi_contributions *c = f->c;
   int rc = 0, n_curves = 2;
