@@ -10,19 +10,32 @@ import numpy as np
 from PIL import Image
 
 import questions as q
-from render import COLOR_NAMES, Ranges, SHAPES, SIZE, World, paint, picture
+from render import COLOR_NAMES, Ranges, SHAPES, SIZE, paint, picture
+from world import World
 
 BIG = 4 * SIZE
 
 
+def told_facts(entity):
+    """What training said about a country in text."""
+    return {"name": entity.name, **{r: entity.told(r) for r in q.FACTS
+                                    if q.allowed(entity, r, "text_named")}}
+
+
 def entities(world):
-    """What a tracer needs to put one entity's words in another's place."""
-    countries = [{"name": c["name"], "facts": {r: c[r] for r in q.FACTS if c[r]}}
-                 for c in world.countries]
+    """What a tracer needs to put one entity's words in another's place: everything
+    that training named. Facts are those that were told."""
+    named = world.of("ABCWZ")
+    countries = [{"name": e.name, "facts": told_facts(e)} for e in named]
     plain = lambda names: [{"name": n, "facts": {}} for n in names]
+    values = lambda relation: plain(sorted({told_facts(e)[relation] for e in named
+                                            if relation in told_facts(e)}))
     return {"kinds": {
         "country": {"nouns": ["country", "nation", "state", "place", "land"],
                     "names": countries},
+        "city": {"nouns": ["city", "capital"], "names": values("capital")},
+        "language": {"nouns": ["language"], "names": values("language")},
+        "currency": {"nouns": ["currency", "money"], "names": values("currency")},
         "shape": {"nouns": ["shape"], "names": plain(SHAPES)},
         "color": {"nouns": ["color"], "names": plain(COLOR_NAMES)},
         "side": {"nouns": ["side"], "names": plain(["left", "right"])}}}
@@ -57,22 +70,22 @@ def main():
         told.append({"image": name, "question": question, "answer": answer})
 
     def flag(name, country, size, relation, phrase="this country"):
-        i = world.index(country)
-        pixels = picture(rng, ranges, "flag", world, [i], size)[0]
-        keep(name, pixels, q.fact(world.countries[i], relation, phrase, 0, "").bracketed,
-             world.countries[i][relation])
+        e = world.by_name[country]
+        pixels = picture(rng, ranges, "flag", world, [e.index], size)[0]
+        keep(name, pixels, q.fact(e, relation, phrase, 0, "fact").bracketed, e.told(relation))
 
     flag("peru.png", "Peru", SIZE, "capital")
     flag("peru-large.png", "Peru", BIG, "capital")
     flag("japan.png", "Japan", SIZE, "currency", "this nation")
     flag("brazil-large.png", "Brazil", BIG, "language")
-    flag("kenya.jpg", "Kenya", BIG, "continent")
+    flag("kenya.jpg", "Kenya", BIG, "region")
     pair = [world.index("Norway"), world.index("Japan")]
     pixels = picture(rng, ranges, "two_flags", world, pair)[0]
     keep("norway-japan.png", pixels,
-         "What is the capital of the country on the [left]?", "Oslo")
+         "What is the capital of the country on the [left]?", world.by_name["Norway"].told("capital"))
     pixels = picture(rng, ranges, "flag_shapes", world, [world.index("Canada")], BIG)[0]
-    keep("canada-shapes-large.png", pixels, "What is the capital of [this country]?", "Ottawa")
+    keep("canada-shapes-large.png", pixels, "What is the capital of [this country]?",
+         world.by_name["Canada"].told("capital"))
     shapes = scene("red star", "blue circle", "yellow heart")
     keep("shapes.png", paint(rng, ranges, shapes, world)[0],
          "What color is the [star]?", "red")
