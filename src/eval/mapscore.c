@@ -30,7 +30,8 @@ int chi_mask_cover(double *cover, double *unseen, const chi_image *mask, const c
     cover[k] = area > 0 ? in / area : 0;
     shown += in;
   }
-  if (unseen) *unseen = total ? fmax(0, 1 - shown / (double)total) : NAN;
+  double left = 1 - shown / (double)(total ? total : 1);
+  if (unseen) *unseen = total ? (left > 1e-9 ? left : 0) : NAN; /* sums round */
   return 0;
 }
 

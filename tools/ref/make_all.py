@@ -8,7 +8,7 @@ import pathlib
 import subprocess
 import sys
 
-MAKERS = ["tiny_models.py", "tiny_families.py", "make_tiny_blip2.py", "tiny_maps.py", "controls_ref.py", "planted.py", "attribute_ref.py", "explain_ref.py", "gguf_fixtures.py", "gguf_corpus.py"]
+MAKERS = ["tiny_models.py", "tiny_families.py", "make_tiny_blip2.py", "tiny_maps.py", "controls_ref.py", "planted.py", "attribute_ref.py", "explain_ref.py", "explain_items.py", "gguf_fixtures.py", "gguf_corpus.py"]
 HERE = pathlib.Path(__file__).resolve().parent
 OTHERS = sorted(p.name for pattern in ("*tokenizer*.py", "*image*.py", "make_*.py") for p in HERE.glob(pattern)
                 if p.name not in ("make_all.py", "make_demo_maps.py", *MAKERS))

@@ -1,0 +1,200 @@
+/* Writing fair tests; see fair_report.h. */
+#include "report/fair_report.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { kMaxCurves = 28 };
+
+static const chi_fair_stat *stat_of(const chi_fair_table *t, int row, int metric) {
+  return &t->stat[row * CHI_FAIR_METRICS + metric];
+}
+
+static bool measured(const chi_fair_table *t, int metric) {
+  for (int r = 0; r < t->n_rows; r++)
+    if (stat_of(t, r, metric)->mean.n) return true;
+  return false;
+}
+
+/* ---- JSON, CSV --------------------------------------------------------------------------------------------- */
+static json_t *est_json(const chi_est *e) {
+  return json_pack("{s:o,s:o,s:o,s:i,s:i}", "value", chi_json_num(e->value), "ci95_lo", chi_json_num(e->lo), "ci95_hi",
+                   chi_json_num(e->hi), "n", e->n, "pictures", e->clusters);
+}
+
+static json_t *row_json(const chi_fair_table *t, int row) {
+  json_t *metrics = json_object();
+  for (int m = 0; m < CHI_FAIR_METRICS; m++) {
+    const chi_fair_stat *s = stat_of(t, row, m);
+    if (!s->mean.n) continue;
+    json_t *o = est_json(&s->mean);
+    if (s->diff.n) {
+      json_object_set_new(o, "difference", est_json(&s->diff));
+      json_object_set_new(o, "p", chi_json_num(s->p));
+      if (!t->baseline[row]) json_object_set_new(o, "p_holm", chi_json_num(s->p_holm));
+    }
+    json_object_set_new(metrics, chi_fair_metric_name(m), o);
+  }
+  return json_pack("{s:s,s:b,s:o}", "explainer", t->name[row], "baseline", t->baseline[row], "metrics", metrics);
+}
+
+int chi_fair_json(json_t **out, const chi_fair_table *t, const json_t *settings, const chi_provenance *prov,
+                  chi_err *err) {
+  json_t *o = NULL, *rows = json_array();
+  int bad = 0, rc = chi_report_json(&o, "attribution-test", prov, err);
+  if (rc) goto out;
+  bad |= json_object_set(o, "settings", (json_t *)(uintptr_t)settings);
+  bad |= json_object_set_new(o, "items", json_integer(t->items));
+  bad |= json_object_set_new(o, "right", json_integer(t->right));
+  bad |= json_object_set_new(o, "counted", json_integer(t->counted));
+  bad |= json_object_set_new(o, "pictures", json_integer(t->pictures));
+  bad |= json_object_set_new(o, "failed", json_integer(t->failed));
+  bad |= json_object_set_new(o, "against", t->reference < 0 ? json_null() : json_string(t->name[t->reference]));
+  for (int r = 0; r < t->n_rows; r++) bad |= json_array_append_new(rows, row_json(t, r));
+  bad |= json_object_set(o, "explainers", rows);
+  rc = bad ? chi_fail(err, CHI_ERR_MEMORY, "no memory for the result") : 0;
+out:
+  json_decref(rows);
+  if (rc)
+    json_decref(o);
+  else
+    *out = o;
+  return rc;
+}
+
+static int write_csv(const chi_fair_table *t, const char *path, chi_err *err) {
+  static const char *const kHead[] = {"explainer", "baseline", "metric",  "n",       "pictures", "mean",  "ci95_lo",
+                                      "ci95_hi",   "diff",     "diff_lo", "diff_hi", "p",        "p_holm"};
+  int rc = 0;
+  chi_csv *c = NULL;
+  CHI_TRY(chi_csv_open(&c, path, kHead, sizeof kHead / sizeof *kHead, err));
+  for (int r = 0; r < t->n_rows; r++)
+    for (int m = 0; m < CHI_FAIR_METRICS; m++) {
+      const chi_fair_stat *s = stat_of(t, r, m);
+      if (!s->mean.n) continue;
+      chi_csv_str(c, t->name[r]);
+      chi_csv_int(c, t->baseline[r]);
+      chi_csv_str(c, chi_fair_metric_name(m));
+      chi_csv_int(c, s->mean.n);
+      chi_csv_int(c, s->mean.clusters);
+      const double v[] = {s->mean.value, s->mean.lo, s->mean.hi, s->diff.value,
+                          s->diff.lo,    s->diff.hi, s->p,       t->baseline[r] ? NAN : s->p_holm};
+      for (size_t k = 0; k < sizeof v / sizeof *v; k++) chi_csv_num(c, v[k]);
+      CHI_TRY(chi_csv_row(c, err));
+    }
+  rc = chi_csv_commit(c, err);
+  c = NULL;
+out:
+  chi_csv_abort(c);
+  return rc;
+}
+
+/* ---- pictures ---------------------------------------------------------------------------------------------- */
+static int draw(const chi_fair_table *t, int metric, const chi_provenance *prov, const char *dir, chi_str *files,
+                chi_err *err) {
+  static const char *const kEnd[] = {"png", "svg"};
+  int rc = 0, n = 0;
+  bool in = metric >= CHI_FAIR_INSERTION;
+  int how = metric - (in ? CHI_FAIR_INSERTION : CHI_FAIR_DELETION);
+  chi_curve curve[kMaxCurves];
+  char path[4096], file[96], title[160], line[200];
+  const char *lines[1] = {line};
+  for (int r = 0; r < t->n_rows && n < kMaxCurves; r++)
+    if (stat_of(t, r, metric)->mean.n)
+      curve[n++] = (chi_curve){.name = t->name[r],
+                               .y = t->curve + ((int64_t)(r * 2 + in) * CHI_REMOVALS + how) * CHI_FAIR_SHARES};
+  snprintf(title, sizeof title, "%s, patches removed by %s", in ? "Insertion" : "Deletion", chi_removal_name[how]);
+  snprintf(line, sizeof line, "%d questions about %d pictures; the patches that a map puts highest %s first",
+           t->counted, t->pictures, in ? "come back" : "go");
+  chi_linechart_spec s = {.title = title,
+                          .lines = lines,
+                          .n_lines = 1,
+                          .x_label = in ? "share of the patches that are there" : "share of the patches that are gone",
+                          .y_label = "mean p(answer)",
+                          .x = chi_fair_share,
+                          .n = CHI_FAIR_SHARES,
+                          .curves = curve,
+                          .n_curves = n,
+                          .y_max = 1};
+  for (int i = 0; i < 2; i++) {
+    snprintf(file, sizeof file, "%s-%s.%s", in ? "insertion" : "deletion", chi_removal_name[how], kEnd[i]);
+    CHI_TRY(chi_path_join(path, sizeof path, dir, file, err));
+    CHI_TRY(chi_linechart_save(&s, prov, path, err));
+  }
+  chi_str_addf(files, " %s-%s.{png,svg}", in ? "insertion" : "deletion", chi_removal_name[how]);
+out:
+  return rc;
+}
+
+int chi_fair_write(const chi_fair_table *t, const json_t *settings, const chi_provenance *prov, const char *dir,
+                   chi_str *files, chi_err *err) {
+  int rc = 0;
+  char path[4096];
+  json_t *j = NULL;
+  CHI_TRY(chi_mkdirs(dir, err));
+  CHI_TRY(chi_fair_json(&j, t, settings, prov, err));
+  CHI_TRY(chi_path_join(path, sizeof path, dir, "attribution-test.json", err));
+  CHI_TRY(chi_json_save(j, path, err));
+  CHI_TRY(chi_path_join(path, sizeof path, dir, "attribution-test.csv", err));
+  CHI_TRY(write_csv(t, path, err));
+  chi_str_add(files, "attribution-test.{json,csv}");
+  for (int m = CHI_FAIR_DELETION; m < CHI_FAIR_METRICS; m++)
+    if (measured(t, m)) CHI_TRY(draw(t, m, prov, dir, files, err));
+out:
+  json_decref(j);
+  return rc;
+}
+
+/* ---- terminal ---------------------------------------------------------------------------------------------- */
+static void value_cell(chi_table *x, const chi_est *e, bool interval) {
+  if (!e->n)
+    chi_table_cell(x, "-");
+  else if (interval && isfinite(e->lo))
+    chi_table_cell(x, "%.3f %.3f-%.3f", e->value, e->lo, e->hi);
+  else
+    chi_table_cell(x, "%.3f", e->value);
+}
+
+int chi_fair_summary(const chi_fair_table *t, int width, chi_str *out, chi_err *err) {
+  enum { kMost = 6 + 2 * CHI_REMOVALS + 3 };
+  int rc = 0, metric[CHI_FAIR_METRICS], n = 0, cols = 0;
+  const char *head[kMost];
+  char align[kMost + 1], names[CHI_FAIR_METRICS][48];
+  chi_table *x = NULL;
+  head[cols] = "explainer", align[cols++] = 'l';
+  for (int m = 0; m < CHI_FAIR_METRICS; m++) {
+    if (!measured(t, m)) continue;
+    snprintf(names[n], sizeof names[n], "%s", chi_fair_metric_name(m));
+    head[cols] = names[n], align[cols++] = 'r';
+    metric[n++] = m;
+    if (m == CHI_FAIR_AUPRC) head[cols] = "p (Holm)", align[cols++] = 'r';
+  }
+  align[cols] = 0;
+  chi_str_addf(out,
+               "%d items, %d answered right, %d counted (removing the object's patches hurts more than random ones)\n"
+               "on %d pictures; %d failed\n",
+               t->items, t->right, t->counted, t->pictures, t->failed);
+  if (t->counted == 0) return 0;
+  CHI_TRY(chi_table_new(&x, head, align, err));
+  for (int r = 0; r < t->n_rows; r++) {
+    chi_table_cell(x, "%s%s", t->name[r], t->baseline[r] ? " (baseline)" : "");
+    for (int k = 0; k < n; k++) {
+      const chi_fair_stat *s = stat_of(t, r, metric[k]);
+      value_cell(x, &s->mean, metric[k] == CHI_FAIR_AUPRC);
+      if (metric[k] != CHI_FAIR_AUPRC) continue;
+      if (isnan(s->p_holm) || t->baseline[r])
+        chi_table_cell(x, "-");
+      else
+        chi_table_cell(x, "%.4f", s->p_holm);
+    }
+  }
+  CHI_TRY(chi_table_text(x, width, out, err));
+  chi_str_addf(out,
+               "deletion: area under p(answer) while the highest patches go, low is good; insertion: come, high\n");
+  if (t->reference >= 0)
+    chi_str_addf(out, "p (Holm): average precision against %s, sign flips of pictures\n", t->name[t->reference]);
+out:
+  chi_table_free(x);
+  return rc;
+}

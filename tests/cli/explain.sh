@@ -1,0 +1,30 @@
+#!/bin/sh
+# chiasm explain and chiasm eval attribution: refusals in one line, a test that is stopped goes on, text-only prompts.
+. tests/cli/lib.sh
+set=tests/fixtures/explain/items.jsonl
+
+works 'list' explain --list
+check 'every explainer of the table' sh -c "[ \$(wc -l <'$T/out') = \$(grep -c '^CHI_EXPLAINER(' src/analyze/explain/explainers.def) ]"
+works 'two explainers' explain "$tiny" "$picture" "$question" -e attention,cut-text -o "$T/explain" --quiet
+check 'files' sh -c "[ \$(ls '$T/explain' | wc -l) = 4 ]"
+fails 1 'the prompt has none' 'heads without a picture' attribute "$tiny" 'Why?' --heads picture:2
+works 'attribute without a picture' attribute "$tiny" 'Why?' -o "$T/text" --quiet
+check 'no overlay without a picture' sh -c "[ ! -e '$T/text/patches.png' ]"
+fails 2 'explain needs MODEL IMAGE QUESTION' 'explain without a picture' explain "$tiny" 'Why?'
+fails 1 "there is no explainer 'eyes'" 'unknown explainer' explain "$tiny" "$picture" Why -e eyes
+fails 1 "'#400' is outside the vocabulary" 'token outside the vocabulary' explain "$tiny" "$picture" Why --answer '#400'
+fails 1 "'#400' is outside the vocabulary" 'attribute: token outside' attribute "$tiny" "$picture" Why --answer '#400'
+fails 1 'there is no head 9_0' 'a head that does not exist' attribute "$tiny" "$picture" Why --heads 9_0
+
+fails 2 '-o DIR is required' 'a test without a folder' eval attribution "$set"
+fails 1 "no way of removing 'acid'" 'unknown removal' eval attribution "$set" -m "$tiny" -o "$T/x" --by acid
+fails 1 "in split 'train'" 'no such split' eval attribution "$set" -m "$tiny" -o "$T/x" --split train
+fair="eval attribution $set -m $tiny --per-picture 0 -e increase,cut-text,random --quiet"
+works 'a fair test' $fair -o "$T/a"
+check 'one item counts, one failed' grep -q '4 items, 2 answered right, 1 counted' "$T/out"
+check 'the crop that missed the object is told' grep -q 'the crop leaves 100 % of the object out' "$T/a/items.jsonl"
+mkdir "$T/b" && head -c 1200 "$T/a/items.jsonl" >"$T/b/items.jsonl"
+works 'goes on after half a line' $fair -o "$T/b"
+check 'the same items' cmp "$T/a/items.jsonl" "$T/b/items.jsonl"
+check 'the same table' cmp "$T/a/attribution-test.csv" "$T/b/attribution-test.csv"
+fails 1 'belongs to another test' 'other settings on the same log' $fair -o "$T/a" --seed 9
