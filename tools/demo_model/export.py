@@ -30,8 +30,8 @@ def export(llava, tok, folder):
                           ("processor_config.json", PROCESSOR)))
 
 
-def export_text(llava, tok, folder):
-    """The decoder alone, as a language model of its own with the same tokenizer."""
+def export_text(llava, tok, folder, beside):
+    """The decoder alone, as a language model of its own with the tokenizer `beside`."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     c = llava.config.text_config
@@ -42,6 +42,8 @@ def export_text(llava, tok, folder):
         bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id,
         do_sample=False, max_new_tokens=32)
     tok.save(str(folder / "tokenizer.json"))
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(pathlib.Path(beside) / name, folder / name)
     write(alone, folder, ())
 
 

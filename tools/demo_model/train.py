@@ -45,12 +45,13 @@ from stream import loader
 from world import World
 
 STAGES = {   # number, minutes, steps of warm-up, flat share, rate, pictures, shown, texts
-    "text": (1, 25.0, 60, 0.45, 1.5e-3, 0, 0, 64),
-    "tower": (0, 25.0, 60, 0.45, 1.5e-3, 0, 48, 0),
-    "naming": (2, 10.0, 40, 0.45, 1.0e-3, 20, 16, 0),
-    "joint": (3, 45.0, 60, 0.40, 1.2e-3, 16, 4, 20),
+    "text": (1, 26.0, 60, 0.60, 1.5e-3, 0, 0, 64),
+    "tower": (0, 20.0, 60, 0.45, 1.5e-3, 0, 48, 0),
+    "naming": (2, 8.0, 40, 0.45, 1.0e-3, 20, 6, 0),
+    "joint": (3, 43.0, 60, 0.40, 1.2e-3, 16, 4, 20),
 }
-STARTS_FROM = {"text": (), "tower": (), "naming": ("text", "tower"), "joint": ("naming",)}
+STARTS_FROM = {"text": (), "tower": (), "naming": ("text", "tower"),
+               "joint": ("text", "tower", "naming")}
 HOP_WEIGHT = {"color": 0.3, "shape": 0.3, "side": 0.3, "near_who": 0.15, "early_who": 0.4,
               "early": 0.4}
 
@@ -248,7 +249,7 @@ class Trainer:
                     "optimizer": self.optimizer.state()}, part)
         part.replace(self.checkpoint)
         if self.args.stage == "text" and self.args.text_model:
-            export_text(self.model.llava, self.tok, self.args.text_model)
+            export_text(self.model.llava, self.tok, self.args.text_model, self.args.model)
         elif self.args.stage in ("naming", "joint"):
             export(self.model.llava, self.tok, self.args.model)
 
