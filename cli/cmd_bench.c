@@ -10,7 +10,7 @@
 
 typedef struct args {
   cli_common c;
-  int64_t runs, rows;
+  int64_t runs, rows, sample;
 } args;
 static const args kDefaults = {.c = CLI_COMMON_DEFAULTS};
 
@@ -20,6 +20,8 @@ static const cli_opt kOpts[] = {
      .doc = "runs to take the median of; 0 is 21 for products and tokens, 5 for whole runs, 3 for loading"},
     {.name = "--rows", .arg = "N", .kind = CLI_INT, CLI_AT(args, rows), .min = 0, .max = 1 << 20,
      .doc = "rows of the prompt for prefill and decode; 0 is 600, or what the context holds"},
+    {.name = "--sample", .arg = "N", .kind = CLI_INT, CLI_AT(args, sample), .min = 0, .max = 1 << 20,
+     .doc = "patches that attribute removes, evenly spread; 0 is all"},
     {0}};
 /* clang-format on */
 
@@ -87,20 +89,22 @@ static int set_machine(const cli *c, chi_err *err) {
 static int run(cli *c, void *v, chi_err *err) {
   const args *a = v;
   int rc = 0;
-  static const char *const kinds[] = {"gemm", "load", "prefill", "decode", "trace"};
-  static const int most[] = {1, 2, 2, 2, 4}, least[] = {1, 2, 2, 2, 3};
+  static const char *const kinds[] = {"gemm", "load", "prefill", "decode", "trace", "attribute"};
+  static const int most[] = {1, 2, 2, 2, 4, 4}, least[] = {1, 2, 2, 2, 3, 3};
+  enum { kKinds = sizeof kinds / sizeof *kinds };
   int kind = 0;
   char path[PATH_MAX];
   chi_model *m = NULL;
   chi_prompt *p = NULL;
   chi_bench b = {.runs = (int)a->runs};
-  if (c->n_pos == 0) return cli_usage(err, "bench needs one of gemm, load, prefill, decode, trace");
-  while (kind < 5 && strcmp(c->pos[0], kinds[kind]) != 0) kind++;
-  if (kind == 5) return cli_usage(err, "no measurement '%s'; there are gemm, load, prefill, decode, trace", c->pos[0]);
+  if (c->n_pos == 0) return cli_usage(err, "bench needs one of gemm, load, prefill, decode, trace, attribute");
+  while (kind < kKinds && strcmp(c->pos[0], kinds[kind]) != 0) kind++;
+  if (kind == kKinds)
+    return cli_usage(err, "no measurement '%s'; there are gemm, load, prefill, decode, trace, attribute", c->pos[0]);
   if (c->n_pos < least[kind] || c->n_pos > most[kind])
     return cli_usage(err, "bench %s takes %s", kinds[kind],
                      kind == 0   ? "no more words"
-                     : kind == 4 ? "MODEL [IMAGE] QUESTION"
+                     : kind >= 4 ? "MODEL [IMAGE] QUESTION"
                                  : "MODEL");
   CHI_TRY(set_machine(c, err));
   if (kind == 0) {
@@ -112,9 +116,10 @@ static int run(cli *c, void *v, chi_err *err) {
     CHI_TRY(cli_open_model(&m, c, c->pos[1], err));
     if (kind == 2) CHI_TRY(chi_bench_prefill(&b, m, (int32_t)a->rows, a->c.mem, err));
     if (kind == 3) CHI_TRY(chi_bench_decode(&b, m, (int32_t)a->rows, a->c.mem, err));
-    if (kind == 4) {
-      CHI_TRY(cli_make_prompt(&p, c, m, c->n_pos > 3 ? c->pos[2] : NULL, c->pos[c->n_pos - 1], true, err));
-      CHI_TRY(chi_bench_trace(&b, m, p, a->c.mem, err));
+    if (kind >= 4) {
+      CHI_TRY(cli_make_prompt(&p, c, m, c->n_pos > 3 ? c->pos[2] : NULL, c->pos[c->n_pos - 1], kind == 4, err));
+      CHI_TRY(kind == 4 ? chi_bench_trace(&b, m, p, a->c.mem, err)
+                        : chi_bench_attribute(&b, m, p, (int32_t)a->sample, a->c.mem, err));
     }
   }
   CHI_TRY(print_bench(c, &b, err));
@@ -135,11 +140,12 @@ const cli_command cmd_bench = {
     .run = run,
     .text =
         "WHAT is gemm (products of a 7B decoder's sizes, no model), load MODEL, prefill MODEL, decode MODEL\n"
-        "(prompts of --rows tokens without a meaning, with a picture where the model takes one), or\n"
-        "trace MODEL [IMAGE] QUESTION (a whole causal map, noise on the bracketed words). Each figure is a\n"
-        "median. The limit beside it was measured in the same run: independent multiply-adds in registers,\n"
-        "or reading 512 MB of memory; for a product the lower of the two. Weights of products change from\n"
-        "run to run and are 512 MB together, so that no cache holds them.",
+        "(prompts of --rows tokens without a meaning, with a picture where the model takes one),\n"
+        "trace MODEL [IMAGE] QUESTION (a whole causal map, noise on the bracketed words), or attribute MODEL\n"
+        "[IMAGE] QUESTION (all heads beside one forward pass, and patches removed). Each figure is a median.\n"
+        "The limit beside it was measured in the same run: independent multiply-adds in registers, or reading\n"
+        "512 MB of memory, for a product the lower of the two; for patches one pass each. Weights of products\n"
+        "change from run to run and are 512 MB together, so that no cache holds them.",
     .examples =
         "chiasm bench gemm\nchiasm bench prefill demo --json\n"
         "chiasm bench trace demo models/demo/samples/peru.png \"What is the capital of [this country]?\"",

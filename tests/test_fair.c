@@ -1,5 +1,5 @@
-/* The fair test of explainers: its numbers formed again from maps and removals, its log taken up after interruptions, its
- * summary on planted scores. Items: python tools/ref/explain_items.py */
+/* The fair test of explainers: its numbers formed again from maps and removals, its log taken up after interruptions,
+ * its summary on planted scores. Items: python tools/ref/explain_items.py */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>

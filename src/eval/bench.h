@@ -33,6 +33,11 @@ int chi_bench_prefill(chi_bench *b, const chi_model *m, int32_t rows, size_t mem
 int chi_bench_decode(chi_bench *b, const chi_model *m, int32_t rows, size_t mem, chi_err *err);
 /* A whole causal map of the prompt (mlp, attn, hidden x layers x rows), noise on the bracketed words. */
 int chi_bench_trace(chi_bench *b, const chi_model *m, const chi_prompt *p, size_t mem, chi_err *err);
+/* A forward pass of the prompt; what scores of all heads and of the best head's positions cost beyond it; with a picture,
+ * patches removed a second, as vectors and as edges, beside one pass a patch. sample: so many patches, evenly spread; 0 =
+ * all. */
+int chi_bench_attribute(chi_bench *b, const chi_model *m, const chi_prompt *p, int32_t sample, size_t mem,
+                        chi_err *err);
 int chi_bench_load(chi_bench *b, const char *path, chi_dtype_choice dtype, chi_err *err);
 
 #endif
