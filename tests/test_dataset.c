@@ -177,6 +177,39 @@ static void test_item(void **state) {
   chi_dataset_close(d);
 }
 
+/* Written as our items and read again: the same, whatever it was before. */
+static void test_save(void **state) {
+  (void)state;
+  put(tmp_path("there.png"), "x");
+  chi_str both = {0};
+  chi_str_add(&both, kItem);
+  chi_str_add(
+      &both, "{\"id\": \"b\", \"question\": \"\\\\[x\\\\] [Q]?\", \"answer\": \"a\", \"image\": \"there.png\"}\nbad\n");
+  chi_dataset *d = open_text("save.jsonl", both.s, NULL), *e = NULL;
+  const char *out = tmp_path("saved.jsonl"), *again = tmp_path("again.jsonl");
+  assert_works(chi_dataset_save(d, NULL, out, err));
+  assert_works(chi_dataset_open(&e, out, NULL, err));
+  assert_int_equal(e->n, 2);
+  assert_int_equal(e->n_unusable, 0);
+  assert_string_equal(e->item[0].ask.bracket[1].sub[0].words, "Spanish");
+  assert_string_equal(e->item[0].twin[CHI_TWIN_NAMED].answer, "yes");
+  assert_string_equal(e->item[1].ask.question, "\\[x\\] [Q]?");
+  assert_non_null(strstr(e->item[1].ask.image, "/there.png"));
+  assert_true(e->item[0].hard);
+  assert_works(chi_dataset_save(e, NULL, again, err));
+  chi_dataset_close(d);
+  d = e;
+  assert_works(chi_dataset_open(&e, again, NULL, err));
+  assert_string_equal(d->hash, e->hash);
+  assert_works(chi_dataset_save(d, (const bool[]){false, true}, again, err));
+  chi_dataset_close(e);
+  assert_works(chi_dataset_open(&e, again, NULL, err));
+  assert_int_equal(e->n, 1);
+  chi_dataset_close(d);
+  chi_dataset_close(e);
+  chi_str_free(&both);
+}
+
 static void test_item_problems(void **state) {
   (void)state;
   chi_str s = {0};
@@ -415,6 +448,7 @@ int main(void) {
       cmocka_unit_test(test_csv_lines_and_quotes),
       cmocka_unit_test(test_csv_refused),
       cmocka_unit_test(test_item),
+      cmocka_unit_test(test_save),
       cmocka_unit_test(test_item_problems),
       cmocka_unit_test(test_constraints),
       cmocka_unit_test(test_constraint_pictures),

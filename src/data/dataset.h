@@ -68,10 +68,10 @@ typedef struct chi_data_item {
   const char *split, *group, *form, *entity_group; /* "" where absent; form falls back on group */
   const char *prior;                               /* the wrong answer that training suggests here, or NULL */
   bool held_out;                                   /* wording not seen in training */
-  bool readable, shared, hard; /* answer readable off the name; first token shared with other answers; hard split */
+  bool readable, shared, hard;     /* answer readable off the name; first token shared with other answers; hard split */
   const struct chi_mmedit *mmedit; /* the record, of MMEdit's files; else NULL */
-  int row;                     /* JSONL: line; CSV: line on which the row begins; JSON: 1 + index. All from 1 */
-  const char *problem;         /* NULL: usable. Else why not, with row and field */
+  int row;                         /* JSONL: line; CSV: line on which the row begins; JSON: 1 + index. All from 1 */
+  const char *problem;             /* NULL: usable. Else why not, with row and field */
 } chi_data_item;
 
 typedef struct chi_data_note { /* a quirk or a problem of one row */
@@ -92,9 +92,10 @@ const chi_data_kind *chi_data_kinds(int *n);
 typedef struct chi_dataset_opts {
   const char *images; /* folder of the pictures; NULL = the file's own folder */
   const char
-      *answers;   /* answers for VQA-Constraints: known_1000.json, a list of {question, answer, image?} in JSON (the
+      *answers; /* answers for VQA-Constraints: known_1000.json, a list of {question, answer, image?} in JSON (the
                           OK-VQA lists of MMEdit), or a CSV with columns index and answer ('|' between alternatives) */
-  const char *const *against; /* MMEdit: other files of it, whose overlap with this one is noted: the other split (shared
+  const char *const
+      *against; /* MMEdit: other files of it, whose overlap with this one is noted: the other split (shared
                                  pictures and questions), the pools (questions off their place, minority answers) */
   int n_against;
   size_t limit;   /* at most this many items, 0 = all */
@@ -119,6 +120,8 @@ void chi_dataset_close(chi_dataset *d); /* NULL-safe */
 /* true where said is the item's answer or an alternative: blanks at the ends, final full stop and case do not count. A
  * continuation is right where it begins with the answer as whole words. false where the item has no answer. */
 bool chi_data_right(const chi_data_item *it, const char *said);
+/* Usable items with an answer (those with keep[i], where keep is given) as our own JSONL; pictures by their full paths. */
+int chi_dataset_save(const chi_dataset *d, const bool *keep, const char *path, chi_err *err);
 /* Items of a kind, and the first row of it (0 where there is none). */
 size_t chi_dataset_count(const chi_dataset *d, int kind, int *first_row);
 

@@ -31,4 +31,11 @@ fails 1 'main_entity and image_url; this file has: index, question, subject' 'ot
 printf 'index,question,main_entity,image_url\n1,"a,this,x\n' >"$T/quote.csv"
 fails 1 'line 2: a quote is opened and never closed' 'an open quote' data check "$T/quote.csv"
 fails 1 'no such file' 'no file' data check "$T/nowhere.csv"
-fails 2 'check is the one action' 'another action' data convert "$T/good.jsonl"
+fails 2 'check is the one action' 'another action' data move "$T/good.jsonl"
+
+works 'converted to our items' data convert "$T/bad.jsonl" -o "$T/kept.jsonl"
+check 'without those that cannot be used' grep -qF '1 of 4 items (3 cannot be used)' "$T/out"
+works 'what was converted can be read' data check "$T/kept.jsonl"
+fails 1 'none of its 4 items is left' 'nothing left' data convert "$T/bad.jsonl" --split dev -o "$T/none.jsonl"
+check 'and nothing written' test ! -e "$T/none.jsonl"
+fails 2 'needs -o FILE' 'convert without a target' data convert "$T/good.jsonl"
