@@ -133,6 +133,10 @@ int cli_provenance(chi_provenance *out, const cli *c, chi_model *m, const chi_pr
 /* Sweep with the budget of --mem; what = progress label. */
 chi_run_opts cli_run_opts(const cli *c, const char *what);
 
+/* A plan of one question for `chiasm run`; frees the plan. Nothing where path is NULL. target: -1 = the likeliest. */
+int cli_dump_plan(chi_plan *plan, const chi_model *m, const chi_prompt *p, const char *image, int32_t target,
+                  const char *path, chi_err *err);
+
 /* Columns of the terminal on stdout; 160 where it is none. */
 int cli_width(void);
 /* Text to stdout in one go; a full disk or a closed pipe behind it is an error here. */

@@ -9,7 +9,7 @@
 
 typedef struct args {
   cli_common c;
-  const char *answer, *versus, *heads, *out, *compare;
+  const char *answer, *versus, *heads, *out, *compare, *dump_plan;
   int64_t neurons, attn_neurons, views, words, top;
   double eps;
 } args;
@@ -37,6 +37,8 @@ static const cli_opt kOpts[] = {
      .doc = "rows of the tables"},
     {.name = "--compare", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, compare),
      .doc = "JSON of published values: print ours beside them (docs/verify-llava15.md)"},
+    {.name = "--dump-plan", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, dump_plan),
+     .doc = "write the forward pass and what is captured of it, for `chiasm run`"},
     {.name = "--output", .letter = 'o', .arg = "DIR", .kind = CLI_STR, CLI_AT(args, out),
      .doc = "write attribution.{json,csv,safetensors} and the pictures there"},
     {0}};
@@ -109,6 +111,7 @@ static int run(cli *c, void *v, chi_err *err) {
   chi_attr_head *heads = NULL;
   chi_str text = {0}, files = {0};
   json_t *j = NULL, *published = NULL;
+  chi_plan *plan = NULL;
   chi_provenance prov;
   chi_attribute_opts o = {.target = -1,
                           .versus = -1,
@@ -126,6 +129,10 @@ static int run(cli *c, void *v, chi_err *err) {
   if (a->compare) CHI_TRY(load_published(&published, &o, &heads, a, m, err));
   CHI_TRY(cli_provenance(&prov, c, m, p, image, err));
   CHI_TRY(chi_attribute_run(&t, m, p, &o, err));
+  if (a->dump_plan) {
+    CHI_TRY(chi_attribution_plan(&plan, t, err));
+    CHI_TRY(cli_dump_plan(plan, m, p, image, -1, a->dump_plan, err));
+  }
   if (a->out) CHI_TRY(chi_attribution_write(t, &prov, a->out, &files, err));
   if (a->compare) {
     CHI_TRY(chi_attribution_compare(t, published, cli_width(), &lines, &differ, &text, err));

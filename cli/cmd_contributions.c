@@ -7,7 +7,7 @@
 
 typedef struct args {
   cli_common c;
-  const char *from, *to, *layers, *out;
+  const char *from, *to, *layers, *out, *dump_plan;
   int64_t late, top;
   uint64_t seed;
   bool controls;
@@ -28,6 +28,8 @@ static const cli_opt kOpts[] = {
     {.name = "--seed", .arg = "S", .kind = CLI_UINT, CLI_AT(args, seed), .doc = "for the shuffle"},
     {.name = "--top", .arg = "K", .kind = CLI_INT, CLI_AT(args, top), .min = 0, .max = 1000,
      .doc = "strongest heads printed"},
+    {.name = "--dump-plan", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, dump_plan),
+     .doc = "write the forward pass and what is captured of it, for `chiasm run`"},
     {.name = "--output", .letter = 'o', .arg = "DIR", .kind = CLI_STR, CLI_AT(args, out),
      .doc = "write contributions.{json,csv,safetensors}, layers.csv, heads.csv and the pictures there"},
     {0}};
@@ -43,6 +45,7 @@ static int run(cli *c, void *v, chi_err *err) {
   int32_t *from = NULL, *to = NULL, *layers = NULL;
   chi_str text = {0};
   json_t *j = NULL;
+  chi_plan *plan = NULL;
   chi_provenance prov;
   chi_contributions_opts o = {.late = (int32_t)a->late, .controls = a->controls, .seed = a->seed, .mem = a->c.mem};
   cli_image_question(c, &image, &question);
@@ -65,6 +68,10 @@ static int run(cli *c, void *v, chi_err *err) {
   prov.has_seed = a->controls;
   prov.seed = a->seed;
   CHI_TRY(chi_contributions_run(&t, m, p, &o, err));
+  if (a->dump_plan) {
+    CHI_TRY(chi_contributions_plan(&plan, t, err));
+    CHI_TRY(cli_dump_plan(plan, m, p, image, t->answer, a->dump_plan, err));
+  }
   if (a->out) CHI_TRY(chi_contributions_write(t, from_name, to_name, &prov, a->out, err));
   if (a->c.json) {
     CHI_TRY(chi_contributions_json(&j, t, from_name, to_name, &prov, err));

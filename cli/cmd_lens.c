@@ -9,7 +9,7 @@
 
 typedef struct args {
   cli_common c;
-  const char *rows, *layers, *word, *out;
+  const char *rows, *layers, *word, *out, *dump_plan;
   int64_t top, max_rows;
   int embeddings;
 } args;
@@ -29,6 +29,8 @@ static const cli_opt kOpts[] = {
      .doc = "also picture rows against the input embeddings of all tokens"},
     {.name = "--max-rows", .arg = "N", .kind = CLI_INT, CLI_AT(args, max_rows), .min = 1, .max = 1e6,
      .doc = "rows of the terminal's table"},
+    {.name = "--dump-plan", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, dump_plan),
+     .doc = "write the forward pass and what is captured of it, for `chiasm run`"},
     {.name = "--output", .letter = 'o', .arg = "DIR", .kind = CLI_STR, CLI_AT(args, out),
      .doc = "write lens.{json,csv,html} there"},
     {0}};
@@ -44,12 +46,17 @@ static int run(cli *c, void *v, chi_err *err) {
   int32_t *rows = NULL, *layers = NULL, *words = NULL;
   chi_str text = {0};
   json_t *j = NULL;
+  chi_plan *plan = NULL;
   chi_provenance prov;
   chi_lens_opts o = {.k = (int32_t)a->top, .embed = (chi_embed_view)a->embeddings, .mem = a->c.mem};
   chi_lens_word_name word = {.text = a->word};
   cli_image_question(c, &image, &question);
   CHI_TRY(cli_open_model(&m, c, c->pos[0], err));
-  CHI_TRY(cli_make_prompt(&p, c, m, image, question, chi_streq(a->rows, "constraint"), err));
+  CHI_TRY(cli_make_prompt_of(
+      &p, c, m,
+      &(chi_prompt_opts){
+          .image = image, .question = question, .need_constraint = chi_streq(a->rows, "constraint"), .several = true},
+      err));
   CHI_TRY(chi_select_rows(&rows, &o.n_rows, a->rows, p, err));
   o.rows = rows;
   if (a->layers) {
@@ -63,6 +70,10 @@ static int run(cli *c, void *v, chi_err *err) {
   }
   CHI_TRY(cli_provenance(&prov, c, m, p, image, err));
   CHI_TRY(chi_lens_run(&l, m, p, &o, err));
+  if (a->dump_plan) {
+    CHI_TRY(chi_lens_plan(&plan, l, err));
+    CHI_TRY(cli_dump_plan(plan, m, p, image, -1, a->dump_plan, err));
+  }
   if (a->out) CHI_TRY(chi_lens_write(l, word, &prov, a->out, err));
   if (a->c.json) {
     CHI_TRY(chi_lens_json(&j, l, word, &prov, err));

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "chi_version.h"
+#include "analyze/plan_json.h"
 #include "cli.h"
 
 /* ---- Ctrl-C, notes, progress ---------------------------------------------------------------------------------- */
@@ -264,4 +265,13 @@ out:
 
 chi_run_opts cli_run_opts(const cli *c, const char *what) {
   return (chi_run_opts){.mem = c->common->mem, .what = what};
+}
+
+int cli_dump_plan(chi_plan *plan, const chi_model *m, const chi_prompt *p, const char *image, int32_t target,
+                  const char *path, chi_err *err) {
+  chi_plan_picture pic = {p->pixels, image};
+  chi_plan_save_opts o = {.pictures = &pic, .n_pictures = image != NULL, .report_row = p->n_rows - 1, .target = target};
+  int rc = path ? chi_plan_save(plan, &m->net, &o, path, err) : 0;
+  chi_plan_free(plan);
+  return rc;
 }

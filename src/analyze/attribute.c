@@ -20,27 +20,39 @@ static const float *final_state(const chii_attr *x) { return x->states->state[x-
 static const float *last_logits(const chii_attr *x) { return x->states->state[x->k->layers * CHII_SITES + 1].values; }
 
 /* The last row everywhere, all rows of v. */
-static int run_pass(chii_attr *x, size_t mem) {
-  int rc = 0, root;
-  const chi_prompt *p = x->a->prompt;
+int chi_attribution_plan(chi_plan **out, const chi_attribution *a, chi_err *err) {
+  int rc = 0, root, layers = a->model->net.decoder.spec.layers;
+  const chi_prompt *p = a->prompt;
   chi_input in = chi_prompt_input(p);
+  chi_plan *plan = NULL;
   chi_capture c = {.stack = CHI_DECODER};
-  int32_t *rows = chi_arena_array(&x->tmp, (size_t)p->n_rows, sizeof *rows, x->err);
+  int32_t *rows = chi_calloc((size_t)p->n_rows, sizeof *rows, err);
   CHI_TRY(rows ? 0 : CHI_ERR_MEMORY);
   for (int32_t i = 0; i < p->n_rows; i++) rows[i] = i;
-  CHI_TRY(chi_plan_new(&x->plan, x->err));
-  CHI_TRY(chi_plan_root(x->plan, &in, &root, x->err));
+  CHI_TRY(chi_plan_new(&plan, err));
+  CHI_TRY(chi_plan_root(plan, &in, &root, err));
   c.branch = root;
-  for (int l = 0; l <= x->k->layers; l++) {
-    for (int s = 0; s < (l < x->k->layers ? (int)CHII_SITES : 2); s++) {
-      bool all = l < x->k->layers && s == CHII_V;
+  for (int l = 0; l <= layers; l++) {
+    for (int s = 0; s < (l < layers ? (int)CHII_SITES : 2); s++) {
+      bool all = l < layers && s == CHII_V;
       c.rows = all ? rows : rows + p->n_rows - 1;
       c.n_rows = all ? p->n_rows : 1;
-      c.site = l < x->k->layers ? kSites[s] : s == 0 ? CHI_SITE_RESID_POST : CHI_SITE_LOGITS;
-      c.layer = l < x->k->layers ? l : s == 0 ? l - 1 : -1;
-      CHI_TRY(chi_plan_capture(x->plan, &c, NULL, x->err));
+      c.site = l < layers ? kSites[s] : s == 0 ? CHI_SITE_RESID_POST : CHI_SITE_LOGITS;
+      c.layer = l < layers ? l : s == 0 ? l - 1 : -1;
+      CHI_TRY(chi_plan_capture(plan, &c, NULL, err));
     }
   }
+  *out = plan;
+  plan = NULL;
+out:
+  chi_free(rows);
+  chi_plan_free(plan);
+  return rc;
+}
+
+static int run_pass(chii_attr *x, size_t mem) {
+  int rc = 0;
+  CHI_TRY(chi_attribution_plan(&x->plan, x->a, x->err));
   CHI_TRY(chi_states_new(&x->states, x->plan, &x->net->shape, x->err));
   chi_run_opts o = {.mem = mem, .on_capture = chi_states_receive, .ud = x->states, .what = "forward pass"};
   CHI_TRY(chi_run_plan(x->net, x->plan, &o, x->err));

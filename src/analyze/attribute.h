@@ -86,6 +86,8 @@ typedef struct chi_attribution {
 int chi_attribute_run(chi_attribution **out, const chi_model *m, const chi_prompt *p, const chi_attribute_opts *o,
                       chi_err *err);
 void chi_attribution_free(chi_attribution *a);
+/* The forward pass and the states that are read (vocabulary views apart). Borrows the prompt. Caller: chi_plan_free. */
+int chi_attribution_plan(chi_plan **out, const chi_attribution *a, chi_err *err);
 
 /* One value per patch (analyze/patches.h) from `values` [rows], normalised as published: (x - min) / (max - min), then
  * divided by its sum. Returns false and fills zeros where the map is flat (max - min <= 1e-6, the scores' own rounding) or

@@ -81,12 +81,11 @@ out:
   return rc;
 }
 
-static int forward(work *w, int control, size_t mem, chi_err *err) {
+static int make_plan(work *w, int control, chi_err *err) {
   int rc = 0, root;
-  chi_contributions *c = w->c;
+  const chi_contributions *c = w->c;
   chi_input in = chi_prompt_input(c->prompt);
   int32_t last = c->prompt->n_rows - 1;
-  int64_t V = w->c->model->net.decoder.vocab;
   if (control == CHI_CONTRIB_FLIPPED) CHI_TRY((in.pixels = flipped(w, err)) ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(chi_plan_new(&w->plan, err));
   CHI_TRY(chi_plan_root(w->plan, &in, &root, err));
@@ -97,6 +96,26 @@ static int forward(work *w, int control, size_t mem, chi_err *err) {
     CHI_TRY(capture(w, root, CHI_SITE_HEAD_OUT, c->layer[i], c->to, c->n_to, err));
   }
   CHI_TRY(capture(w, root, CHI_SITE_LOGITS, -1, &last, 1, err));
+out:
+  return rc;
+}
+
+int chi_contributions_plan(chi_plan **out, const chi_contributions *c, chi_err *err) {
+  chi_contributions copy = *c;
+  work w = {.c = &copy};
+  int rc = make_plan(&w, kAsItIs, err);
+  if (rc)
+    chi_plan_free(w.plan);
+  else
+    *out = w.plan;
+  return rc;
+}
+
+static int forward(work *w, int control, size_t mem, chi_err *err) {
+  int rc = 0;
+  chi_contributions *c = w->c;
+  int64_t V = c->model->net.decoder.vocab;
+  CHI_TRY(make_plan(w, control, err));
   CHI_TRY(chi_states_new(&w->states, w->plan, &c->model->net.shape, err));
   chi_run_opts o = {.mem = mem, .on_capture = chi_states_receive, .ud = w->states, .what = "forward pass"};
   CHI_TRY(chi_run_plan(&c->model->net, w->plan, &o, err));

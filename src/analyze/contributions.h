@@ -51,6 +51,8 @@ typedef struct chi_contributions {
 int chi_contributions_run(chi_contributions **out, const chi_model *m, const chi_prompt *p,
                           const chi_contributions_opts *o, chi_err *err);
 void chi_contributions_free(chi_contributions *c);
+/* The forward pass of the picture as it is and what is captured of it. Borrows the prompt. Caller: chi_plan_free. */
+int chi_contributions_plan(chi_plan **out, const chi_contributions *c, chi_err *err);
 
 /* Largest norm of one head over sources and destinations; l counts within `layer`. */
 double chi_contrib_head(const chi_contributions *c, int32_t l, int32_t h);

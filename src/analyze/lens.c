@@ -74,19 +74,12 @@ static int take(void *ud, int capture, int32_t i, const float *v, int64_t width)
   return j->n == kBatch ? flush(j) : 0;
 }
 
-static int run_lens(job *j) {
+int chi_lens_plan(chi_plan **out, const chi_lens *l, chi_err *err) {
   int rc = 0, root;
-  chi_lens *l = j->l;
   chi_plan *plan = NULL;
-  chi_arena tmp = {0};
   chi_input in = chi_prompt_input(l->prompt);
-  size_t d = (size_t)l->model->net.decoder.spec.d, V = (size_t)l->model->net.decoder.vocab;
-  j->state = chi_arena_array(&tmp, kBatch * d, sizeof(float), j->err);
-  j->norm = chi_arena_array(&tmp, kBatch * d, sizeof(float), j->err);
-  j->logits = chi_arena_array(&tmp, kBatch * V, sizeof(float), j->err);
-  CHI_TRY(j->state && j->norm && j->logits ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(chi_plan_new(&plan, j->err));
-  CHI_TRY(chi_plan_root(plan, &in, &root, j->err));
+  CHI_TRY(chi_plan_new(&plan, err));
+  CHI_TRY(chi_plan_root(plan, &in, &root, err));
   for (int32_t c = 0; c < l->n_layers; c++) {
     bool input = l->layers[c] == CHI_LENS_EMBED;
     chi_capture cap = {.branch = root,
@@ -95,8 +88,26 @@ static int run_lens(job *j) {
                        .layer = input ? 0 : l->layers[c],
                        .rows = l->rows,
                        .n_rows = l->n_rows};
-    CHI_TRY(chi_plan_capture(plan, &cap, NULL, j->err));
+    CHI_TRY(chi_plan_capture(plan, &cap, NULL, err));
   }
+  *out = plan;
+  plan = NULL;
+out:
+  chi_plan_free(plan);
+  return rc;
+}
+
+static int run_lens(job *j) {
+  int rc = 0;
+  chi_lens *l = j->l;
+  chi_plan *plan = NULL;
+  chi_arena tmp = {0};
+  size_t d = (size_t)l->model->net.decoder.spec.d, V = (size_t)l->model->net.decoder.vocab;
+  j->state = chi_arena_array(&tmp, kBatch * d, sizeof(float), j->err);
+  j->norm = chi_arena_array(&tmp, kBatch * d, sizeof(float), j->err);
+  j->logits = chi_arena_array(&tmp, kBatch * V, sizeof(float), j->err);
+  CHI_TRY(j->state && j->norm && j->logits ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(chi_lens_plan(&plan, l, j->err));
   chi_run_opts o = {.mem = j->o->mem, .on_capture = take, .ud = j};
   CHI_TRY(chi_run_plan(&l->model->net, plan, &o, j->err));
   CHI_TRY(flush(j));

@@ -48,6 +48,8 @@ typedef struct chi_lens {
 
 int chi_lens_run(chi_lens **out, const chi_model *m, const chi_prompt *p, const chi_lens_opts *o, chi_err *err);
 void chi_lens_free(chi_lens *l);
+/* The forward pass and the states that are read. Borrows the prompt. Caller: chi_plan_free. */
+int chi_lens_plan(chi_plan **out, const chi_lens *l, chi_err *err);
 /* Followed word's rank over the rows of a role in one column: the best, and the mean of 1/rank. false: no such row. */
 bool chi_lens_role(const chi_lens *l, chi_role role, int32_t column, int32_t *best, double *mrr);
 
