@@ -14,15 +14,16 @@ typedef struct args {
   cli_common c;
   const char *model, *out, *asks, *sites, *windows, *noise_ref, *shard, *images, *answers;
   cli_list corrupt;
-  int64_t controls, limit, batch, max_new;
+  int64_t null_draws, controls, limit, batch, max_new;
   uint64_t seed;
-  bool no_donor, retry, text_only;
+  bool no_donor, one_direction, retry, text_only;
 } args;
 static const args kDefaults = {.c = CLI_COMMON_DEFAULTS,
                                .model = "demo",
                                .asks = "item",
-                               .sites = "mlp,attn,hidden",
+                               .sites = "mlp,attn,hidden,embed",
                                .windows = "1,3,6",
+                               .null_draws = 3,
                                .controls = 3,
                                .batch = 4,
                                .max_new = 16};
@@ -38,9 +39,14 @@ static const cli_opt kOpts[] = {
     {.name = "--windows", .arg = "LIST", .kind = CLI_STR, CLI_AT(args, windows),
      .doc = "trace, knockout: layers in a window, or shares of the depth: 1,3,20%"},
     {.name = "--corrupt", .arg = "HOW", .kind = CLI_LIST, CLI_AT(args, corrupt),
-     .doc = "trace: substitute (default: the item's own), picture (its donor's), or as in trace; may be given again"},
+     .doc = "trace: substitute (the item's own), picture (its donor's), or as in trace; may be given again. "
+            "Default: substitute, random, picture"},
     {.name = "--noise-ref", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, noise_ref), .doc = "as in trace"},
     {.name = "--no-donor", .kind = CLI_FLAG, CLI_AT(args, no_donor), .doc = "trace: without the donor control"},
+    {.name = "--one-direction", .kind = CLI_FLAG, CLI_AT(args, one_direction),
+     .doc = "trace: not also the corrupted value into the clean run"},
+    {.name = "--null-draws", .arg = "N", .kind = CLI_INT, CLI_AT(args, null_draws), .min = 0, .max = 100,
+     .doc = "trace: draws of as many cells at random places"},
     {.name = "--controls", .arg = "N", .kind = CLI_INT, CLI_AT(args, controls), .min = 0, .max = 100,
      .doc = "knockout: random sets for each set"},
     {.name = "--seed", .arg = "S", .kind = CLI_UINT, CLI_AT(args, seed), .doc = "each item's own seed is made of it"},
@@ -212,6 +218,8 @@ static int options(chi_study_opts *o, const cli *c, const args *a, chi_err *err)
                         .sites = a->sites,
                         .noise_ref = a->noise_ref,
                         .no_donor = a->no_donor,
+                        .one_direction = a->one_direction,
+                        .null_draws = (int32_t)a->null_draws,
                         .controls = (int32_t)a->controls,
                         .seed = a->seed,
                         .tmpl = a->c.tmpl,
@@ -221,7 +229,8 @@ static int options(chi_study_opts *o, const cli *c, const args *a, chi_err *err)
   if (a->corrupt.n > CHI_STUDY_LIST) return cli_usage(err, "--corrupt: %d are the limit", CHI_STUDY_LIST);
   for (int i = 0; i < a->corrupt.n; i++) o->corrupt[i] = a->corrupt.v[i];
   o->n_corrupt = a->corrupt.n;
-  if (!o->n_corrupt) o->corrupt[o->n_corrupt++] = "substitute";
+  for (int i = 0; i < 3 && !a->corrupt.n; i++)
+    o->corrupt[o->n_corrupt++] = (const char *const[]){"substitute", "random", "picture"}[i];
   return windows(o, a->windows, 1, err); /* again when the depth is known */
 }
 

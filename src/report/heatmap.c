@@ -250,12 +250,15 @@ static double legend(const plan *p, const chii_pen *pen, double y, bool draw) {
     if (draw) chii_rect(pen, MARGIN + 1, y + 1, 3, 13, chii_accent);
     y += legend_row(p, pen, y, NULL, s->mark_note, draw);
   }
-  if (s->top > 0) {
-    char note[80];
-    snprintf(note, sizeof note,
-             s->top == 1 ? "the strongest cell of each panel"
-                         : "the %d strongest cells of each panel (2 %% of the scale at least)",
-             s->top);
+  if (s->top > 0 || (s->outline && s->outline_note)) {
+    char note[160];
+    if (s->top > 0)
+      snprintf(note, sizeof note,
+               s->top == 1 ? "the strongest cell of each panel"
+                           : "the %d strongest cells of each panel (2 %% of the scale at least)",
+               s->top);
+    else
+      snprintf(note, sizeof note, "%s", s->outline_note);
     if (draw) {
       chii_set_color(pen, chii_ink);
       cairo_set_line_width(pen->cr, 1.4);
@@ -365,6 +368,18 @@ static void draw_top(const plan *p, const chii_pen *pen, const float *v, double 
   }
 }
 
+static void draw_outlines(const plan *p, const chii_pen *pen, const bool *on, double x0, double y0) {
+  if (!on) return;
+  chii_set_color(pen, chii_ink);
+  cairo_set_line_width(pen->cr, 1.4);
+  for (int l = 0; l < p->s->n_layers; l++)
+    for (int r = 0; r < p->s->n_rows; r++)
+      if (on[(size_t)l * (size_t)p->s->n_rows + (size_t)r])
+        cairo_rectangle(pen->cr, x0 + l * p->box.cell_w - 0.5, y0 + r * p->box.cell_h - 0.5, p->box.cell_w,
+                        p->box.cell_h);
+  cairo_stroke(pen->cr);
+}
+
 /* A hair line around a panel that has blank cells: without it their rows would look cut off. */
 static void draw_frame(const plan *p, const chii_pen *pen, const float *v, double x0, double y0) {
   bool blank = false;
@@ -450,6 +465,7 @@ static void draw_site(const plan *p, const chii_pen *pen, int site) {
     draw_frame(p, pen, v, x0, y0);
     draw_cells(p, pen, v, p->limit[site], x0, y0);
     draw_top(p, pen, v, p->limit[site], x0, y0);
+    if (s->outline) draw_outlines(p, pen, s->outline[site * s->n_cols + c], x0, y0);
     draw_ticks(p, pen, x0, y0 + p->panel_h + 3);
   }
   if (site == 0 || s->limit_per_site) draw_bar(p, pen, y0, p->limit[site]);

@@ -99,6 +99,8 @@ typedef struct chi_heatmap_spec {
   double limit;                  /* colours run from -limit to limit; 0 = from the values */
   bool limit_per_site;           /* limit 0 only: one scale and one colour bar for each site */
   int top;                       /* the so many strongest cells of each panel get an outline */
+  const bool *const *outline;    /* as values: cells with an outline, each NULL or [n_layers][n_rows]; NULL = none. With top 0 */
+  const char *outline_note;      /* legend of these outlines */
   double scale;                  /* pixels a unit in PNG; 0 = 2 */
 } chi_heatmap_spec;
 

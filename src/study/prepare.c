@@ -9,9 +9,9 @@
 #include "sweep/generate.h"
 
 enum { kMaxNew = 64 };
-const char *const chi_study_role_name[CHI_STUDY_ROLES] = {"last patch", "before",          "first word token",
-                                                          "middle",     "last word token", "second words",
-                                                          "next token", "after",           "last token"};
+const char *const chi_study_role_name[CHI_STUDY_ROLES] = {
+    "last patch", "before", "first word token", "middle",    "last word token", "second words",
+    "next token", "after",  "last token",       "all words", "late patches"};
 
 chi_study_role chi_study_role_of(const chi_prompt *p, int32_t row) {
   if (row == p->n_rows - 1) return CHI_STUDY_LAST;
@@ -140,6 +140,9 @@ static int set_up_info(chi_study_unit *u, chi_err *err) {
     if (text[i].value && *text[i].value) json_object_set_new(u->info, text[i].key, json_string(text[i].value));
   json_object_set_new(u->info, "held_out", json_boolean(it->held_out));
   json_object_set_new(u->info, "brackets", json_integer(it->ask.n_brackets));
+  if (it->readable) json_object_set_new(u->info, "readable", json_true());
+  if (it->shared) json_object_set_new(u->info, "shared", json_true());
+  if (it->hard) json_object_set_new(u->info, "hard", json_true());
   return 0;
 }
 

@@ -70,8 +70,9 @@ static int settings_text(char **out, const chi_study_opts *o, const char *extra,
   json_t *windows = json_array(), *corrupt = json_array(), *more = extra ? json_loads(extra, 0, NULL) : NULL;
   for (int i = 0; i < o->n_windows; i++) json_array_append_new(windows, json_integer(o->window[i]));
   for (int i = 0; i < o->n_corrupt; i++) json_array_append_new(corrupt, json_string(o->corrupt[i]));
-  json_t *j = json_pack("{s:s, s:s, s:s, s:o, s:o, s:b, s:i, s:I, s:i}", "studies", o->studies, "asks", o->asks,
-                        "sites", o->sites, "windows", windows, "corrupt", corrupt, "donor", !o->no_donor, "controls",
+  json_t *j = json_pack("{s:s, s:s, s:s, s:o, s:o, s:b, s:b, s:i, s:i, s:I, s:i}", "studies", o->studies, "asks",
+                        o->asks, "sites", o->sites, "windows", windows, "corrupt", corrupt, "donor", !o->no_donor,
+                        "both_directions", !o->one_direction, "null_draws", (int)o->null_draws, "controls",
                         (int)o->controls, "seed", (json_int_t)o->seed, "max_new", (int)o->max_new);
   if (j && o->tmpl) json_object_set_new(j, "template", json_string(o->tmpl));
   if (j && o->noise_ref) json_object_set_new(j, "noise_ref", json_string(o->noise_ref));

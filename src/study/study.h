@@ -21,7 +21,9 @@ typedef enum chi_study_role {
   CHI_STUDY_SECOND, /* further bracketed words */
   CHI_STUDY_NEXT,   /* first token behind the constraint */
   CHI_STUDY_AFTER,
-  CHI_STUDY_LAST, /* where the answer is read */
+  CHI_STUDY_LAST,  /* where the answer is read */
+  CHI_STUDY_WORDS, /* all bracketed words, put back together */
+  CHI_STUDY_LATE,  /* the picture's last sixteenth, put back together */
   CHI_STUDY_ROLES
 } chi_study_role;
 extern const char *const chi_study_role_name[CHI_STUDY_ROLES];
@@ -31,25 +33,28 @@ enum { CHI_STUDY_LIST = 16 };
 typedef struct chi_study_opts {
   const char *studies; /* "trace,knockout", or "all" */
   const char *asks;    /* "item,named": the item's own question, twins of it (chi_twin_name); the first must be there */
-  const char *sites;   /* trace: "mlp,attn,hidden" */
+  const char *sites;   /* trace: "mlp,attn,hidden,embed" */
   int window[CHI_STUDY_LIST], n_windows;
-  /* As chi_corrupt_opts.spec, and two more: "substitute", the item's own substitute, of the same kind and length, else
-   * same-length; "picture", the item's donor picture. */
+  /* As chi_corrupt_opts.spec, and two more: "substitute", the item's own substitutes, of the same kind and length, else
+   * same-length; "picture", the item's donor picture. Of a question with several brackets all are corrupted together, and
+   * each alone: results of "substitute", "substitute@1", "substitute@2". */
   const char *corrupt[CHI_STUDY_LIST];
   int n_corrupt;
   const char *noise_ref;
   bool no_donor;
-  int32_t controls; /* knockout: random sets for each set */
+  bool one_direction;   /* trace: not also the corrupted value into the clean run */
+  int32_t null_draws;   /* trace: draws of as many cells at random places */
+  int32_t controls;     /* knockout: random sets for each set */
   uint64_t seed;    /* each item's own seed is made of this and its id */
   const char *tmpl; /* template; NULL = the model's, or "plain" where the item is a continuation */
   int32_t max_new;  /* tokens of the answer that says whether the item is right; 0 = 16 */
   int batch;        /* items that share a sweep, where a study can; changes no number. 0 = 4 */
   size_t mem;
 } chi_study_opts;
-#define CHI_STUDY_OPTS_INIT                                                                              \
-  {                                                                                                      \
-    .studies = "trace", .asks = "item", .sites = "mlp,attn,hidden", .window = {1, 3, 6}, .n_windows = 3, \
-    .corrupt = {"substitute"}, .n_corrupt = 1, .controls = 3                                             \
+#define CHI_STUDY_OPTS_INIT                                                                                     \
+  {                                                                                                             \
+    .studies = "trace", .asks = "item", .sites = "mlp,attn,hidden,embed", .window = {1, 3, 6}, .n_windows = 3, \
+    .corrupt = {"substitute"}, .n_corrupt = 1, .null_draws = 3, .controls = 3                                   \
   }
 
 typedef struct chi_study_plan { /* what of the data set, and what is written about the session */

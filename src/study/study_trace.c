@@ -6,28 +6,40 @@
 #include "analyze/trace.h"
 #include "study/job.h"
 
-/* One map to make: a job, a corruption, a window. */
+/* One map to make: a job, a corruption of one bracket (from 1) or all (0), a window. */
 typedef struct want {
-  int job, corrupt, window;
+  int job, corrupt, bracket, window;
   chi_trace_opts opts;
   char spec[1200];
 } want;
 
 /* Which corruption, as a part of a result's name. */
-static void label(char *buf, size_t cap, const char *spec) {
-  snprintf(buf, cap, "%s", spec);
+static void label(char *buf, size_t cap, const char *spec, int bracket) {
+  if (bracket)
+    snprintf(buf, cap, "%.150s@%d", spec, bracket);
+  else
+    snprintf(buf, cap, "%.150s", spec);
   for (char *p = buf; *p; p++)
     if (*p == '/') *p = '_';
+}
+
+/* "words:A|B" of the corrupted brackets' substitutes; false where one has none. */
+static bool substitutes(char *out, size_t cap, const chi_data_ask *a, int bracket) {
+  size_t at = (size_t)snprintf(out, cap, "words:");
+  for (int b = 0; b < a->n_brackets; b++) {
+    if (bracket && b + 1 != bracket) continue;
+    if (a->bracket[b].n_sub == 0) return false;
+    int n = snprintf(out + at, cap - at, "%s%s", !bracket && b ? "|" : "", a->bracket[b].sub[0].words);
+    if (n < 0 || (size_t)n >= cap - at) return false;
+    at += (size_t)n;
+  }
+  return a->n_brackets > 0;
 }
 
 /* The study's own words for what an item brings along. false: the item lacks it. */
 static bool resolve(want *w, const chi_study_job *j, const char *spec, chi_err *why) {
   if (strcmp(spec, "substitute") == 0) {
-    const chi_data_bracket *b = j->ask->n_brackets > 0 ? &j->ask->bracket[0] : NULL;
-    if (b && b->n_sub > 0)
-      snprintf(w->spec, sizeof w->spec, "words:%s", b->sub[0].words);
-    else
-      snprintf(w->spec, sizeof w->spec, "same-length");
+    if (!substitutes(w->spec, sizeof w->spec, j->ask, w->bracket)) snprintf(w->spec, sizeof w->spec, "same-length");
   } else if (strcmp(spec, "picture") == 0) {
     if (!j->item->donor || !j->ask->image) {
       chi_fail(why, CHI_ERR_ARG, "the item has no donor picture");
@@ -41,21 +53,28 @@ static bool resolve(want *w, const chi_study_job *j, const char *spec, chi_err *
 }
 
 /* false: this window has no site of its own. */
-static bool set_options(want *w, const chi_study_job *j, int corrupt, int window) {
+static bool set_options(want *w, const chi_study_job *j) {
   char name[64];
-  bool any = false;
+  bool any = false, picture = strncmp(w->spec, "picture", 7) == 0;
   const chi_study_opts *o = j->opts;
-  w->opts = (chi_trace_opts){.window = o->window[window],
-                             .corrupt = {.spec = w->spec, .noise_ref = o->noise_ref, .seed = j->seed},
+  w->opts = (chi_trace_opts){.window = o->window[w->window],
+                             .corrupt = {.spec = w->spec,
+                                         .noise_ref = o->noise_ref,
+                                         .seed = j->seed,
+                                         .spans = w->bracket ? 1U << (w->bracket - 1) : 0},
+                             .groups = j->prompt->n_image > 0 ? "constraint;late" : "constraint",
+                             .both_directions = !o->one_direction,
+                             .null_draws = o->null_draws,
+                             .null_seed = j->seed,
                              .target = j->answer,
                              .mem = o->mem};
   for (int i = 0; chi_study_word(o->sites, i, name, sizeof name); i++)
     for (int s = 0; s < CHI_TRACE_SITES; s++) /* windows widen component outputs only: the rest once */
-      if (strcmp(name, chi_trace_site_name[s]) == 0 && (window == 0 || s == CHI_TRACE_MLP || s == CHI_TRACE_ATTN))
+      if (strcmp(name, chi_trace_site_name[s]) == 0 && (w->window == 0 || s == CHI_TRACE_MLP || s == CHI_TRACE_ATTN) &&
+          !(picture && s == CHI_TRACE_EMBED)) /* the words were never changed */
         w->opts.site[s] = any = true;
   /* Another picture's value says nothing where the picture is what was corrupted. */
-  if (!o->no_donor && j->ask->image && j->item->donor && strcmp(o->corrupt[corrupt], "picture") != 0)
-    w->opts.donor = j->item->donor;
+  if (!o->no_donor && j->ask->image && j->item->donor && !picture) w->opts.donor = j->item->donor;
   return any;
 }
 
@@ -70,9 +89,10 @@ static int put_map(chi_study_job *j, const chi_trace *t, const char *name, int s
   for (int64_t l = 0; l < dim[0]; l++) {
     double sum[2][CHI_STUDY_ROLES] = {{0}};
     int count[CHI_STUDY_ROLES] = {0};
-    for (int r = 0; r < t->n_tokens; r++) {
+    for (int r = 0; r < t->n_rows; r++) {
       const chi_metrics *m = chi_trace_at(t, src, site, (int)l, r);
       chi_study_role role = chi_study_role_of(t->prompt, t->rows[r]);
+      if (r >= t->n_tokens) role = strcmp(t->cell_name[r], "late") == 0 ? CHI_STUDY_LATE : CHI_STUDY_WORDS;
       sum[0][role] += m->p - base->p;
       sum[1][role] += m->diff - base->diff;
       count[role]++;
@@ -90,10 +110,21 @@ out:
   return rc;
 }
 
+/* Effects of draws: as many of the item's own values, put back at random places. */
+static int put_null(chi_study_job *j, const chi_trace *t, const char *name, int site, chi_err *err) {
+  int64_t dim = t->opts.null_draws;
+  if (!t->null[site] || dim < 1) return 0;
+  float *v = chi_study_floats(j, (size_t)dim, err);
+  if (!v) return CHI_ERR_MEMORY;
+  for (int64_t i = 0; i < dim; i++) v[i] = (float)(t->null[site][i].p - t->corrupt.p);
+  return chi_study_put(j, v, 1, &dim, err, "trace/%s/%s/%s/w%d/null/p", j->ask_name, name, chi_trace_site_name[site],
+                       t->opts.window);
+}
+
 static int put_trace(chi_study_job *j, const chi_trace *t, const want *w, chi_err *err) {
   int rc = 0;
   char name[200];
-  label(name, sizeof name, j->opts->corrupt[w->corrupt]);
+  label(name, sizeof name, j->opts->corrupt[w->corrupt], w->bracket);
   if (w->window == 0) {
     int64_t dim = 6;
     float base[6] = {(float)t->clean.p,    (float)t->corrupt.p,    t->donor ? (float)t->donor_run.p : NAN,
@@ -103,6 +134,7 @@ static int put_trace(chi_study_job *j, const chi_trace *t, const want *w, chi_er
   for (int src = 0; src < CHI_TRACE_SOURCES; src++)
     for (int s = 0; s < CHI_TRACE_SITES; s++)
       if (t->cell[src][s]) CHI_TRY(put_map(j, t, name, src, s, err));
+  for (int s = 0; s < CHI_TRACE_SITES; s++) CHI_TRY(put_null(j, t, name, s, err));
 out:
   return rc;
 }
@@ -141,25 +173,36 @@ out:
   return rc;
 }
 
-int chi_study_trace(chi_study_job *const *jobs, int n, chi_err *err) {
-  int rc = 0, k = 0;
-  const chi_study_opts *o = jobs[0]->opts;
-  want *w = chi_calloc((size_t)(n * o->n_corrupt * o->n_windows), sizeof *w, err);
-  if (!w) return CHI_ERR_MEMORY;
-  for (int i = 0; i < n; i++)
-    for (int c = 0; c < o->n_corrupt; c++) {
+/* All wants of one job, behind w[*k]. */
+static int wants_of(want *w, int *k, chi_study_job *j, int job, chi_err *err) {
+  int rc = 0;
+  const chi_study_opts *o = j->opts;
+  for (int c = 0; c < o->n_corrupt; c++) {
+    int brackets = strncmp(o->corrupt[c], "picture", 7) != 0 && j->prompt->n_spans > 1 ? j->prompt->n_spans : 0;
+    for (int b = 0; b <= brackets; b++) {
       chi_err why = {0};
-      want first = {.job = i, .corrupt = c};
-      if (!resolve(&first, jobs[i], o->corrupt[c], &why)) {
-        CHI_TRY(chi_study_without(jobs[i], CHI_ERR_ARG, &why, err, o->corrupt[c]));
+      want first = {.job = job, .corrupt = c, .bracket = b};
+      if (!resolve(&first, j, o->corrupt[c], &why)) {
+        CHI_TRY(chi_study_without(j, CHI_ERR_ARG, &why, err, o->corrupt[c]));
         continue;
       }
       for (int win = 0; win < o->n_windows; win++) {
-        w[k] = first;
-        w[k].window = win;
-        k += set_options(&w[k], jobs[i], c, win);
+        w[*k] = first;
+        w[*k].window = win;
+        *k += set_options(&w[*k], j);
       }
     }
+  }
+out:
+  return rc;
+}
+
+int chi_study_trace(chi_study_job *const *jobs, int n, chi_err *err) {
+  int rc = 0, k = 0;
+  const chi_study_opts *o = jobs[0]->opts;
+  want *w = chi_calloc((size_t)(n * o->n_corrupt * o->n_windows) * (1 + CHI_MAX_SPANS), sizeof *w, err);
+  if (!w) return CHI_ERR_MEMORY;
+  for (int i = 0; i < n; i++) CHI_TRY(wants_of(w, &k, jobs[i], i, err));
   if (k) rc = run_wants(jobs, w, k, err);
 out:
   chi_free(w);

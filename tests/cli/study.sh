@@ -19,7 +19,7 @@ study() { # ITEMS DIR OPTIONS...; with run=exec the shell becomes the program, s
   data=$1
   dir=$2
   shift 2
-  $run "$chiasm" study trace,predict "$data" --model "$tiny" --threads 1 --sites mlp,hidden --windows 1,2 --corrupt noise:3s,samples=1 -o "$dir" "$@"
+  $run "$chiasm" study trace,predict "$data" --model "$tiny" --threads 1 --sites mlp,hidden --windows 1,2 --corrupt noise:3s,samples=1 --one-direction --null-draws 1 -o "$dir" "$@"
 }
 
 items 24 >"$T/items.jsonl"
@@ -80,10 +80,10 @@ wait
 same 'three ranks are the whole' "$ref" "$(digest "$T/ranks")"
 check 'only rank 0 speaks' sh -c "[ -s '$T/rank0' ] && ! [ -s '$T/rank1' ] && ! [ -s '$T/rank2' ]"
 
-fails 1 "another value of 'settings' (seed: 0 there, 5 here): use another folder" 'other settings' study trace,predict "$T/items.jsonl" --model "$tiny" --sites mlp,hidden --windows 1,2 --corrupt noise:3s,samples=1 -o "$T/whole" --seed 5
-fails 1 "another value of 'model_hash'" 'another model' study trace,predict "$T/items.jsonl" --model tests/fixtures/tiny-mha --sites mlp,hidden --windows 1,2 --corrupt noise:3s,samples=1 -o "$T/whole"
+fails 1 "another value of 'settings' (seed: 0 there, 5 here): use another folder" 'other settings' study trace,predict "$T/items.jsonl" --model "$tiny" --sites mlp,hidden --windows 1,2 --corrupt noise:3s,samples=1 --one-direction --null-draws 1 -o "$T/whole" --seed 5
+fails 1 "another value of 'model_hash'" 'another model' study trace,predict "$T/items.jsonl" --model tests/fixtures/tiny-mha --sites mlp,hidden --windows 1,2 --corrupt noise:3s,samples=1 --one-direction --null-draws 1 -o "$T/whole"
 items 3 1 >"$T/others.jsonl"
-fails 1 "another value of 'data_hash'" 'another data set' study trace,predict "$T/others.jsonl" --model "$tiny" --sites mlp,hidden --windows 1,2 --corrupt noise:3s,samples=1 -o "$T/whole"
+fails 1 "another value of 'data_hash'" 'another data set' study trace,predict "$T/others.jsonl" --model "$tiny" --sites mlp,hidden --windows 1,2 --corrupt noise:3s,samples=1 --one-direction --null-draws 1 -o "$T/whole"
 fails 1 'asks: "item,named" there, "item" here' 'merging other settings' study merge "$T/all" "$T/twins" -o "$T/no"
 fails 1 'exists already' 'merging onto a run' study merge "$T/s2-1" "$T/s2-2" -o "$T/whole"
 fails 1 'there is no such store' 'status of nothing' study status "$T/nothing"
@@ -111,7 +111,7 @@ run=exec study "$T/items.jsonl" "$T/two" >/dev/null 2>&1 &
 pid=$!
 for _ in 1 2 3 4 5 6 7 8 9 10; do if [ -f "$T/two/run.sqlite" ]; then break; fi; sleep 0.02; done
 kill -STOP $pid 2>/dev/null
-fails 1 'is being written by another process' 'two writers' study trace,predict "$T/items.jsonl" --model "$tiny" --sites mlp,hidden --windows 1,2 --corrupt noise:3s,samples=1 -o "$T/two"
+fails 1 'is being written by another process' 'two writers' study trace,predict "$T/items.jsonl" --model "$tiny" --sites mlp,hidden --windows 1,2 --corrupt noise:3s,samples=1 --one-direction --null-draws 1 -o "$T/two"
 kill -CONT $pid 2>/dev/null
 wait $pid
 same 'the first is not disturbed' "$ref" "$(digest "$T/two")"
