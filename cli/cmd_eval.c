@@ -30,7 +30,7 @@ static const cli_opt kOpts[] = {
      CLI_AT(args, limit),
      .min = 0,
      .max = 1e9,
-     .doc = "only the first N items of the file"},
+     .doc = "only the first N items of the split"},
     {.name = "--max-new",
      .arg = "N",
      .kind = CLI_INT,
@@ -315,8 +315,9 @@ static int run(cli *c, void *v, chi_err *err) {
     CHI_TRY(chi_path_join(own, sizeof own, m->path, "eval/items.jsonl", err));
     path = own;
   }
-  CHI_TRY(chi_items_load(&items, path, (size_t)a->limit, err));
+  CHI_TRY(chi_items_load(&items, path, 0, err));
   CHI_TRY(chi_items_split(&items, a->split, err));
+  if (a->limit && items.n > (size_t)a->limit) items.n = (size_t)a->limit;
   CHI_TRY((r = chi_calloc(items.n, sizeof *r, err)) ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(cli_provenance(&prov, c, m, NULL, NULL, err));
   prov.data_hash = items.hash;
