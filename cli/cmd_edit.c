@@ -8,55 +8,26 @@
 
 #include "cli.h"
 #include "edit_many.h"
+#include "edit_opts.h"
 
-enum { HYPERS = 11, FOLDER_MAX = 64, ROWS_SHOWN = 12 };
+enum { FOLDER_MAX = 64, ROWS_SHOWN = 12 };
 typedef struct args {
   cli_common c;
-  const char *target, *method, *preset, *layer, *weight, *moments, *at, *out, *prefixes, *requests;
+  cli_edit_args e;
+  const char *target, *out, *requests;
   cli_list donors, paraphrases;
   bool sequential;
-  uint64_t seed;
-  const char *hyper[HYPERS]; /* as chi_hyper_names */
 } args;
-static const args kDefaults = {
-    .c = CLI_COMMON_DEFAULTS, .method = "multedit", .at = "constraint-last", .weight = "down"};
+static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .e = CLI_EDIT_DEFAULTS};
 
 /* clang-format off */
-#define HYPER(i, n, a, d) {.name = n, .arg = a, .kind = CLI_STR, CLI_AT(args, hyper[i]), .doc = d}
 static const cli_opt kOpts[] = {
     {.name = "--target", .arg = "TEXT", .kind = CLI_STR, CLI_AT(args, target), .doc = "what the model shall answer"},
-    {.name = "--method", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, method),
-     .doc = "multedit, rome, memit, ft, bias"},
-    {.name = "--preset", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, preset),
-     .doc = "hyperparameters by name (multedit: ours, released; rome, memit: ours, published; ft: constrained, "
-            "unconstrained); the first if not given"},
-    {.name = "--layer", .arg = "L|A-B", .kind = CLI_STR, CLI_AT(args, layer),
-     .doc = "decoder layer, for memit also a range; the preset's if not given"},
-    {.name = "--edit-at", .arg = "ROW", .kind = CLI_STR, CLI_AT(args, at),
-     .doc = "whose key: constraint-last, last-prompt, last-image, span:TEXT, row:N, or auto: where tracing under "
-            "picture swap finds the strongest effect beyond a donor's (needs two --donor pictures)"},
-    HYPER(0, "--steps", "N", "steps of Adam"),
-    HYPER(1, "--lr", "X", "learning rate of Adam: a number, or a share of |z0|/sqrt(d) such as 0.4z"),
-    HYPER(2, "--stop", "X", "stop when the mean -log p of the target's tokens is below; 0 is never"),
-    HYPER(3, "--decay", "X", "penalty on |delta| / |z0|^2"),
-    HYPER(4, "--clamp", "X", "|delta| at most X times |z0|; 0 is no limit"),
-    HYPER(5, "--lambda", "X", "regularisation: a number, or a share of k.k such as 0.05kk"),
-    HYPER(6, "--shrink", "X", "share of the identity in the second moment of --moments"),
-    HYPER(7, "--limit", "X", "ft: most that an element may change; 0 is no limit"),
-    HYPER(8, "--goal", "P", "bias: probability to reach"),
-    HYPER(9, "--kl", "X", "weight of KL(changed || unchanged) on the prompt `<image> {constraint} is a`"),
-    HYPER(10, "--contexts", "N", "prefixes drawn from --prefixes that the value must serve as well"),
-    {.name = "--prefixes", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, prefixes),
-     .doc = "text, a line is a prefix; stands between picture and question"},
-    {.name = "--seed", .arg = "N", .kind = CLI_UINT, CLI_AT(args, seed), .doc = "draws the prefixes"},
+    CLI_EDIT_OPTS(args, e),
     {.name = "--requests", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, requests),
      .doc = "several edits, one JSON object a line: image, question, target; all at once (memit), or --sequential"},
     {.name = "--sequential", .kind = CLI_FLAG, CLI_AT(args, sequential),
      .doc = "--requests: one edit after another, each made on top of the earlier ones"},
-    {.name = "--moments", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, moments),
-     .doc = "rome, memit: second moments of keys, made by `chiasm moments`; the identity if not given"},
-    {.name = "--weight", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, weight),
-     .doc = "ft: q, k, v, o, gate, up or down"},
     {.name = "--donor", .arg = "FILE", .kind = CLI_LIST, CLI_AT(args, donors),
      .doc = "also ask about this other picture, before and after; a folder stands for its first 64 pictures; may be "
             "given again"},
@@ -84,7 +55,7 @@ typedef struct work {
   const char *image, *question, *at; /* at: resolved, where --edit-at is auto */
   char at_text[32];
   chi_located located;
-  chi_prefixes prefixes;
+  cli_edit_plan plan;
   chi_edit_probe before, after;
   side *list;
   size_t n, cap;
@@ -92,28 +63,7 @@ typedef struct work {
   size_t n_names, cap_names;
   chi_delta *delta;
   chi_edit_info info;
-  const chi_preset *preset;
-  chi_hyper hyper;
-  int lo, hi;
 } work;
-
-static int parse_layers(work *w, const char *text, chi_err *err) {
-  char *end;
-  w->lo = w->hi = -1;
-  if (!text) return 0;
-  long a = strtol(text, &end, 10), b = a;
-  bool ok = end != text;
-  if (ok && *end == '-') {
-    const char *from = end + 1;
-    b = strtol(from, &end, 10);
-    ok = end != from;
-  }
-  if (!ok || *end || a < 0 || b < a || b > 100000)
-    return cli_usage(err, "--layer is a number or a range such as 1-3, not '%s'", text);
-  w->lo = (int)a;
-  w->hi = (int)b;
-  return 0;
-}
 
 /* ---- other pictures and questions ---------------------------------------------------------------------------- */
 static int add_side(work *w, const char *label, const char *image, const char *question, bool donor, chi_err *err) {
@@ -200,13 +150,13 @@ out:
 
 /* How much of the edit's key the others' keys hold, in the edit's last layer: on the base's weights. */
 static int compare_keys(work *w, chi_err *err) {
-  int rc = 0, layer = w->hi;
+  int rc = 0, layer = w->plan.hi;
   int64_t f = w->m->net.decoder.spec.ffn;
   float *key = chi_calloc((size_t)f, sizeof *key, err), *other = chi_calloc((size_t)f, sizeof *other, err);
   CHI_TRY(key && other ? 0 : CHI_ERR_MEMORY);
-  if (isnan(w->hyper.clamp)) goto out; /* methods without a key */
+  if (isnan(w->plan.hyper.clamp)) goto out; /* methods without a key */
   CHI_TRY(chi_edit_key(&w->m->net, &w->ask->req, layer, false, key, NULL, err));
-  double kk = chi_dot64(key, key, f), lambda = isnan(w->hyper.lambda) ? 0 : w->info.lambda;
+  double kk = chi_dot64(key, key, f), lambda = isnan(w->plan.hyper.lambda) ? 0 : w->info.lambda;
   for (size_t i = 0; i < w->n; i++) {
     side *s = &w->list[i];
     int32_t row;
@@ -252,7 +202,7 @@ static int fill_header(work *w, chi_err *err) {
   if (w->image) bad |= json_object_set_new(r, "image_sha256", json_string(p->image_sha));
   if (p->constraint) bad |= json_object_set_new(r, "constraint", chi_json_text(p->constraint));
   bad |= json_object_set_new(r, "target", chi_json_text(w->a->target));
-  bad |= json_object_set_new(r, "edit_at", chi_json_text(w->a->at));
+  bad |= json_object_set_new(r, "edit_at", chi_json_text(w->a->e.at));
   bad |= json_object_set_new(r, "row", json_integer(w->ask->req.row));
   if (w->located.pairs)
     bad |= json_object_set_new(
@@ -262,8 +212,8 @@ static int fill_header(work *w, chi_err *err) {
                   w->located.in_logp, "pairs_of_pictures", w->located.pairs));
   if (w->info.contexts) {
     bad |= json_object_set_new(r, "contexts", json_integer((json_int_t)w->info.contexts));
-    bad |= json_object_set_new(r, "prefixes_sha256", json_string(w->prefixes.hash));
-    bad |= json_object_set_new(r, "seed", json_integer((json_int_t)w->a->seed));
+    bad |= json_object_set_new(r, "prefixes_sha256", json_string(w->plan.prefixes.hash));
+    bad |= json_object_set_new(r, "seed", json_integer((json_int_t)w->a->e.seed));
   }
   if (w->ask->kl) bad |= json_object_set_new(r, "kl_prompt", chi_json_text(w->ask->kl->text));
   bad |= json_object_set_new(h, "request", r);
@@ -330,27 +280,27 @@ static int print_text(work *w, chi_err *err) {
     chi_str_addf(&s, "auto: row %d, layer %d; putting it back raises %s by %.3f, %.3f more than a donor's\n",
                  w->located.row, w->located.layer, w->located.in_logp ? "log p" : "p", w->located.own,
                  w->located.effect);
-  chi_str_addf(&s, "%s (%s)", chi_delta_method(w->delta), w->preset->name);
+  chi_str_addf(&s, "%s (%s)", chi_delta_method(w->delta), w->plan.preset->name);
   for (size_t k = 0; k < w->delta->n; k++) {
     char name[96];
     chi_delta_part_name(&w->delta->part[k], name, sizeof name);
     chi_str_addf(&s, "%s %s", k ? "," : ":", name);
   }
-  if (!isnan(w->hyper.clamp)) {
+  if (!isnan(w->plan.hyper.clamp)) {
     chi_str_addf(&s, "; key of row %d, k.k %.4g", w->ask->req.row, i->kk);
-    if (!isnan(w->hyper.lambda)) chi_str_addf(&s, ", lambda %.4g", i->lambda);
+    if (!isnan(w->plan.hyper.lambda)) chi_str_addf(&s, ", lambda %.4g", i->lambda);
   }
-  if (!isnan(w->hyper.shrink)) {
+  if (!isnan(w->plan.hyper.shrink)) {
     const json_t *c = json_object_get(w->delta->header, "second_moment");
     const char *file = json_string_value(json_object_get(c, "file"));
     if (file)
       chi_str_addf(&s, "\nsecond moment of %s: %lld keys of %lld prompts, shrunk by %g", file,
                    (long long)json_integer_value(json_object_get(c, "keys")),
-                   (long long)json_integer_value(json_object_get(c, "prompts")), w->hyper.shrink);
+                   (long long)json_integer_value(json_object_get(c, "prompts")), w->plan.hyper.shrink);
     else
       chi_str_add(&s, "\nsecond moment: the identity (chiasm moments makes one)");
   }
-  if (!isnan(w->hyper.steps))
+  if (!isnan(w->plan.hyper.steps))
     chi_str_addf(&s, "\n%d steps, -log p %.3f -> %.3f, |delta| %.3f (%.2f of %.3f)", i->steps, i->loss_first,
                  i->loss_last, i->delta_norm, i->value_norm > 0 ? i->delta_norm / i->value_norm : 0, i->value_norm);
   if (i->contexts) chi_str_addf(&s, "; %zu prefixes", i->contexts);
@@ -386,32 +336,9 @@ out:
 }
 
 /* ---- the command ------------------------------------------------------------------------------------------------- */
-static int options(work *w, chi_edit_opts *o, chi_err *err) {
-  int rc = 0;
-  const args *a = w->a;
-  const chi_method *method;
-  CHI_TRY(chi_method_find(&method, a->method, err));
-  CHI_TRY(chi_preset_find(&w->preset, method, a->preset, err));
-  w->hyper = w->preset->hyper;
-  for (int i = 0; i < HYPERS; i++)
-    if (a->hyper[i]) CHI_TRY(chi_hyper_set(&w->hyper, chi_hyper_names[i], a->hyper[i], err));
-  CHI_TRY(parse_layers(w, a->layer, err));
-  if (w->lo < 0) w->lo = w->preset->layer_lo, w->hi = w->preset->layer_hi;
-  *o = (chi_edit_opts){.method = a->method,
-                       .preset = a->preset,
-                       .layer_lo = w->lo,
-                       .layer_hi = w->hi,
-                       .hyper = &w->hyper,
-                       .moments = a->moments};
-  while (o->weight <= CHI_W_DOWN && strcmp(chi_weight_name((chi_weight)o->weight), a->weight) != 0) o->weight++;
-  if (o->weight > CHI_W_DOWN) rc = cli_usage(err, "--weight is q, k, v, o, gate, up or down, not '%s'", a->weight);
-out:
-  return rc;
-}
-
 /* Row and layer by tracing, for --edit-at auto; the row then counts from the end, so that it means the same behind
  * prefixes and over other pictures. */
-static int locate(work *w, chi_edit_opts *o, chi_err *err) {
+static int locate(work *w, chi_err *err) {
   int rc = 0;
   const char **pictures = chi_calloc(w->n + 1, sizeof *pictures, err);
   size_t n = 0;
@@ -420,15 +347,16 @@ static int locate(work *w, chi_edit_opts *o, chi_err *err) {
   for (size_t i = 0; i < w->n; i++)
     if (w->list[i].donor) pictures[n++] = w->list[i].label;
   CHI_TRY(cli_make_prompt(&p, w->c, w->m, w->image, w->question, false, err));
-  int lo = w->a->layer ? w->lo : -1, hi = w->a->layer ? w->hi : -1;
+  int lo = w->plan.edit.layer_lo, hi = w->plan.edit.layer_hi;
   CHI_TRY(chi_edit_locate(&w->located, w->m, p, pictures, n, lo, hi, w->c->common->mem, err));
   snprintf(w->at_text, sizeof w->at_text, "row:%d", w->located.row - p->n_rows);
   w->at = w->at_text;
   if (lo < 0) { /* as many layers as the preset has, ending there */
-    int span = w->hi - w->lo;
-    w->hi = w->located.layer;
-    w->lo = w->hi > span ? w->hi - span : 0;
-    o->layer_lo = w->lo, o->layer_hi = w->hi;
+    cli_edit_plan *p2 = &w->plan;
+    int span = p2->hi - p2->lo;
+    p2->hi = w->located.layer;
+    p2->lo = p2->hi > span ? p2->hi - span : 0;
+    p2->edit.layer_lo = p2->lo, p2->edit.layer_hi = p2->hi;
   }
 out:
   chi_prompt_free(p);
@@ -436,27 +364,19 @@ out:
   return rc;
 }
 
-static int one_edit(work *w, chi_edit_opts *o, chi_err *err) {
+static int one_edit(work *w, chi_err *err) {
   int rc = 0;
   const args *a = w->a;
   chi_undo undo = {0};
   CHI_TRY(add_sides(w, err));
-  if (strcmp(a->at, "auto") == 0) CHI_TRY(locate(w, o, err));
-  chi_query_opts ask = {.image = w->image,
-                        .question = w->question,
-                        .tmpl = a->c.tmpl,
-                        .raw = a->c.raw,
-                        .target = a->target,
-                        .at = w->at,
-                        .prefixes = a->prefixes ? &w->prefixes : NULL,
-                        .contexts = w->hyper.contexts > 0 ? (size_t)w->hyper.contexts : 0,
-                        .seed = a->seed,
-                        .kl = w->hyper.kl > 0};
+  if (strcmp(a->e.at, "auto") == 0) CHI_TRY(locate(w, err));
+  chi_query_opts ask = w->plan.query;
+  ask.image = w->image, ask.question = w->question, ask.target = a->target, ask.at = w->at;
   CHI_TRY(chi_query_make(&w->ask, w->m, &ask, err));
   const chi_request *r = &w->ask->req;
   CHI_TRY(chi_edit_measure(&w->before, w->m, r->prompt, r->target, r->n_target, err));
   CHI_TRY(measure_sides(w, false, err));
-  CHI_TRY(chi_edit_run(&w->delta, &w->info, w->m, r, 1, o, err));
+  CHI_TRY(chi_edit_run(&w->delta, &w->info, w->m, r, 1, &w->plan.edit, err));
   CHI_TRY(compare_keys(w, err));
   CHI_TRY(chi_delta_apply(w->delta, w->m, &undo, err));
   CHI_TRY(chi_edit_measure(&w->after, w->m, r->prompt, r->target, r->n_target, err));
@@ -469,22 +389,15 @@ out:
   return rc;
 }
 
-static int many_edits(const work *w, const chi_edit_opts *o, chi_err *err) {
+static int many_edits(const work *w, chi_err *err) {
   const args *a = w->a;
   cli_edit_many many = {.c = w->c,
                         .m = w->m,
                         .requests = a->requests,
                         .out = a->out,
                         .sequential = a->sequential,
-                        .edit = o,
-                        .hyper = &w->hyper,
-                        .ask = {.tmpl = a->c.tmpl,
-                                .raw = a->c.raw,
-                                .at = a->at,
-                                .prefixes = a->prefixes ? &w->prefixes : NULL,
-                                .contexts = w->hyper.contexts > 0 ? (size_t)w->hyper.contexts : 0,
-                                .seed = a->seed,
-                                .kl = w->hyper.kl > 0}};
+                        .edit = &w->plan.edit,
+                        .ask = w->plan.query};
   return cli_edit_many_run(&many, err);
 }
 
@@ -494,7 +407,7 @@ static int check_usage(const cli *c, const args *a, chi_err *err) {
       return cli_usage(err, "--requests holds pictures, questions and targets: give MODEL alone beside it");
     if (a->donors.n || a->paraphrases.n)
       return cli_usage(err, "--donor and --paraphrase belong to one edit; chiasm eval edits asks them of many");
-    if (strcmp(a->at, "auto") == 0)
+    if (strcmp(a->e.at, "auto") == 0)
       return cli_usage(err,
                        "--edit-at auto looks at one edit; let it name a row and a layer for a few, then give them");
     return 0;
@@ -508,18 +421,12 @@ static int check_usage(const cli *c, const args *a, chi_err *err) {
 static int run(cli *c, void *v, chi_err *err) {
   int rc = 0;
   const args *a = v;
-  work w = {.c = c, .a = v, .at = a->at};
-  chi_edit_opts o;
+  work w = {.c = c, .a = v, .at = a->e.at};
   CHI_TRY(check_usage(c, a, err));
   cli_image_question(c, &w.image, &w.question);
-  CHI_TRY(options(&w, &o, err));
-  if (a->prefixes)
-    CHI_TRY(chi_prefixes_load(&w.prefixes, a->prefixes, err));
-  else if (w.hyper.contexts > 0)
-    chi_log(CHI_LOG_INFO, "%s draws %.0f prefixes, and there is no --prefixes file: the bare prompt alone", a->method,
-            w.hyper.contexts);
+  CHI_TRY(cli_edit_plan_make(&w.plan, &a->e, &a->c, err));
   CHI_TRY(cli_open_model(&w.m, c, c->pos[0], err));
-  rc = a->requests ? many_edits(&w, &o, err) : one_edit(&w, &o, err);
+  rc = a->requests ? many_edits(&w, err) : one_edit(&w, err);
 out:
   for (size_t i = 0; i < w.n; i++) {
     chi_prompt_free(w.list[i].prompt);
@@ -528,7 +435,7 @@ out:
   for (size_t i = 0; i < w.n_names; i++) chi_free(w.names[i]);
   chi_free(w.names);
   chi_free(w.list);
-  chi_prefixes_free(&w.prefixes);
+  cli_edit_plan_free(&w.plan);
   chi_delta_free(w.delta);
   chi_query_free(w.ask);
   chi_model_free(w.m);

@@ -11,7 +11,6 @@ typedef struct cli_edit_many {
   const char *requests, *out; /* out may be NULL */
   bool sequential;
   const chi_edit_opts *edit;
-  const chi_hyper *hyper;
   chi_query_opts ask; /* what all have in common; picture, question and target come from the file */
 } cli_edit_many;
 /* Makes the edits, writes one delta, prints p(target) of each before, right after its own edit, and after all. */
