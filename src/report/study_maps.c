@@ -95,7 +95,7 @@ static int load(maps *m, chi_err *err) {
     if (strncmp(k, prefix, strlen(prefix)) != 0 || !strstr(k, "/own/p")) continue;
     if (!chii_part(k, 3, site, sizeof site) || !chii_part(k, 4, win, sizeof win) || win[0] != 'w') continue;
     if (strcmp(site, "head") == 0 || strcmp(site, "embed") == 0) continue; /* steps are no layers */
-    CHI_TRY(load_panel(m, site, atoi(win + 1), err));
+    CHI_TRY(load_panel(m, site, (int)strtol(win + 1, NULL, 10), err));
   }
   qsort(m->p, (size_t)m->n, sizeof m->p[0], by_site);
   bool has[CHI_STUDY_ROLES] = {false};

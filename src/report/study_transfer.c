@@ -128,7 +128,7 @@ static int knockout(chii_study *s, chi_err *err) {
     int n = 0, w;
     bool again = false;
     if (strncmp(s->kind[i], prefix, strlen(prefix)) != 0 || !chii_part(s->kind[i], 3, win, sizeof win)) continue;
-    w = atoi(win + 1);
+    w = (int)strtol(win + 1, NULL, 10);
     for (int k = 0; k < n_done; k++) again |= done[k] == w;
     if (again || n_done == CHI_STUDY_LIST) continue;
     done[n_done++] = w;
