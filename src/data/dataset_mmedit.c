@@ -8,6 +8,7 @@
 
 #include "data/dataset_internal.h"
 #include "data/mmedit.h"
+#include "text/tok.h"
 
 enum { LONG_ANSWER = 256, MAX_PORTS = 64, FEW = 20 };
 static const char kPrefix[] = "nq question: ";
@@ -43,6 +44,24 @@ chi_answer_type chi_answer_type_of(const char *s) {
     if (strcasecmp(word, kNumber[i]) == 0) return CHI_ANSWER_NUMBER;
   if (*word && word[strspn(word, "0123456789.,:%$")] == 0 && strpbrk(word, "0123456789")) return CHI_ANSWER_NUMBER;
   return words <= 1 ? CHI_ANSWER_WORD : words <= 4 ? CHI_ANSWER_PHRASE : CHI_ANSWER_SENTENCE;
+}
+
+bool chi_answer_same(const char *said, const char *want) {
+  uint32_t a, b;
+  said += strspn(said, " \t\r\n");
+  want += strspn(want, " \t\r\n");
+  size_t n = strcspn(said, "\n"), w = strlen(want);
+  while (n && strchr(" \t\r", said[n - 1])) n--;
+  while (w && strchr(" \t\r\n", want[w - 1])) w--;
+  if (w && want[w - 1] == '.') w--;
+  if (n && said[n - 1] == '.') n--;
+  const char *end = said + n, *last = want + w;
+  while (said < end && want < last) {
+    said += chi_utf8_get(said, &a);
+    want += chi_utf8_get(want, &b);
+    if (chi_to_lower(a) != chi_to_lower(b)) return false;
+  }
+  return said == end && want == last;
 }
 
 /* A text as a question of dataset.h: its own brackets are text. */

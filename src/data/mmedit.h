@@ -33,5 +33,7 @@ typedef enum chi_answer_type {
 enum { CHI_ANSWER_TYPES = 5 };
 extern const char *const chi_answer_type_name[CHI_ANSWER_TYPES];
 chi_answer_type chi_answer_type_of(const char *answer);
+/* Does a greedy answer, cut at its first line feed, say the target? Case, blanks at the ends and a final stop do not count. */
+bool chi_answer_same(const char *said, const char *target);
 
 #endif

@@ -231,6 +231,7 @@ out:
 void chi_model_free(chi_model *m) {
   if (!m) return;
   chi_net_free(&m->net);
+  chi_free(m->prompt_prefix);
   chi_packed_free(m->packed);
   chi_tokenizer_free(m->tok);
   chi_st_close(m->st);

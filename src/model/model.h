@@ -38,6 +38,7 @@ typedef struct chi_model {
   chi_bound *bound; /* every linear layer; edits are exported by it */
   size_t n_bound, cap_bound;
   struct chi_packed *packed; /* the cache that matrices lie in, or NULL */
+  char *prompt_prefix; /* text before every question: an in-context edit (edit/delta.h); NULL = none */
   chi_arena arena;
 } chi_model;
 
@@ -105,7 +106,7 @@ typedef struct chi_prompt_opts {
   const char *image;    /* file, or NULL */
   const char *question; /* with optional [constraint] */
   const char *tmpl;     /* template name; NULL = the family's */
-  bool raw;             /* question is the whole prompt text, with `<image>` where the picture goes */
+  bool raw;             /* question is the whole prompt text, with `<image>` where the picture goes; no prompt_prefix */
   bool need_constraint;
   bool several;   /* need_constraint: several brackets are welcome; else exactly one */
   bool no_pixels; /* rows for a picture without reading its file: the caller has the pixels already */

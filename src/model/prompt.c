@@ -187,8 +187,9 @@ out:
 int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts *o, chi_err *err) {
   int rc = 0;
   char *plain = NULL;
+  chi_str asked = {0};
   chi_span *spans = NULL;
-  size_t n_spans = 0, q0 = 0;
+  size_t n_spans = 0, q0 = 0, n_prefix = 0;
   const chi_template *tmpl = o->tmpl ? chi_template_find(o->tmpl) : m->tmpl;
   chi_prompt *p = chi_calloc(1, sizeof *p, err);
   if (!p) return CHI_ERR_MEMORY;
@@ -218,8 +219,12 @@ int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts 
   if (o->raw) {
     CHI_TRY((p->text = dup_n(plain, strlen(plain), err)) ? 0 : CHI_ERR_MEMORY);
   } else {
-    CHI_TRY(chi_template_fill(&p->text, tmpl, o->image != NULL, m->image_text, plain, err));
-    q0 = chi_template_question_at(tmpl, o->image != NULL, m->image_text);
+    if (m->prompt_prefix) chi_str_add(&asked, m->prompt_prefix);
+    n_prefix = asked.len;
+    chi_str_add(&asked, plain);
+    CHI_TRY(asked.failed ? chi_fail(err, CHI_ERR_MEMORY, "out of memory for the prompt") : 0);
+    CHI_TRY(chi_template_fill(&p->text, tmpl, o->image != NULL, m->image_text, asked.s ? asked.s : "", err));
+    q0 = chi_template_question_at(tmpl, o->image != NULL, m->image_text) + n_prefix;
   }
   for (; p->n_spans < (int32_t)n_spans; p->n_spans++) {
     chi_prompt_span *s = &p->span[p->n_spans];
@@ -233,6 +238,7 @@ int chi_prompt_make(chi_prompt **out, const chi_model *m, const chi_prompt_opts 
   if (o->image && !o->no_pixels) CHI_TRY(chi_prompt_picture(p, m, o->image, err));
 out:
   chi_free(plain);
+  chi_str_free(&asked);
   chi_free(spans);
   if (rc)
     chi_prompt_free(p);
