@@ -1,4 +1,4 @@
-/* Failure prediction: planted scores are found, nothing is found where nothing is, and a store gives the same numbers. */
+/* Failure prediction: planted scores are found, nothing is found where nothing is, a store gives the same numbers. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,8 +12,8 @@ static const char *entity[N];
 static bool right[N];
 static double confidence[N], margin[N], entropy[N], visual[N * L], words[N * L], head[N * L * H];
 
-/* Right where a hidden number is positive; the confidence sees it in noise, head 2 of layer 3 clearly, layers 3 and 4 of
- * the words' contributions somewhat, everything else not at all. */
+/* Right where a hidden number is positive; the confidence sees it in noise, head 2 of layer 3 clearly, layers 3 and 4
+ * of the words' contributions somewhat, everything else not at all. */
 static chi_predict_in make(void) {
   for (uint32_t i = 0; i < N; i++) {
     snprintf(name[i], sizeof name[i], "e%u", i / PER);

@@ -81,7 +81,7 @@ out:
   return rc;
 }
 
-/* Probes over the heads: chosen penalty in five folds; SAT-Probe's own settings (halves, C = 0.05); with the confidence. */
+/* Probes over the heads: chosen penalty in five folds; SAT-Probe's own settings (halves, C = 0.05); with confidence. */
 static int probes(job *j, chi_err *err) {
   int rc = 0;
   const chi_predict_in *in = j->in;

@@ -1,5 +1,5 @@
-/* AUROC and Spearman's correlation, with intervals over clusters. Items are sorted once; a draw only changes how often each
- * of them counts, so every draw is one walk through the order. */
+/* AUROC and Spearman's correlation, with intervals over clusters. Items are sorted once; a draw only changes how often
+ * each of them counts, so every draw is one walk through the order. */
 #include <math.h>
 #include <stdlib.h>
 

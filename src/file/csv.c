@@ -1,4 +1,4 @@
-/* Reading CSV; see csv.h. The file is in memory; cells are unquoted in place, so a row costs nothing but its pointers. */
+/* Reading CSV; see csv.h. The file is in memory; cells are unquoted in place, so a row costs only its pointers. */
 #include "file/csv.h"
 
 #include <string.h>
