@@ -1,4 +1,4 @@
-/* Statistics: against scikit-learn and SciPy (tools/ref/stats_ref.py), brute force, and what holds on simulated data. */
+/* Statistics: against scikit-learn and SciPy (tools/ref/stats_ref.py), brute force, and what holds in simulations. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -211,7 +211,7 @@ static void test_bootstrap_rules(void **state) {
   chi_clusters_free(&c);
 }
 
-/* Items of a cluster that agree are one observation: the interval does not shrink with repeats, and covers the truth. */
+/* Items of a cluster that agree are one observation: the interval does not shrink with repeats and covers. */
 static void test_bootstrap_covers(void **state) {
   (void)state;
   int covered = 0, narrow = 0;

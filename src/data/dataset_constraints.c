@@ -1,5 +1,5 @@
-/* The CSV files of VQA-Constraints: Known (subject), Movies (director) and OK-VQA (neither). They name the constraint of
- * each question and no answer; answers come from the sets that the questions were made of. */
+/* The CSV files of VQA-Constraints: Known (subject), Movies (director) and OK-VQA (neither). They name the constraint
+ * of each question and no answer; answers come from the sets that the questions were made of. */
 #include "data/dataset_internal.h"
 
 #include <stdio.h>
