@@ -32,5 +32,10 @@ if [ -n "${PLANT-1}" ]; then
   "$python" "$here/plant.py" --model "$model" --out "$model/planted"
   echo "planted facts: $(($(date +%s) - start)) s"
 fi
-cat "$work"/seen.*.txt | LC_ALL=C sort -u | gzip -9n > "$model/train-strings.txt.gz"
+# The told sentences apart from the questions, each once.
+export LC_ALL=C
+cat "$work"/seen.*.txt | awk -F'\t' -v OFS='\t' '
+  { print $1, $2, $4, $5 } $3 != "" { print "told", "", $3, "" }' |
+  sort -u | gzip -9n > "$model/train-strings.txt.gz"
+"$python" "$here/check_strings.py" --model "$model"
 cp "$work/train.log" "$model/train.log"

@@ -4,7 +4,7 @@ import pathlib
 import numpy as np
 import torch
 
-from batch import Encoder, Row, patch_labels, stack
+from batch import PICTURE_LENGTH, TEXT_LENGTH, Encoder, Row, patch_labels, stack
 import questions
 from texts import told_two_flags
 from render import KINDS, Ranges, picture
@@ -19,6 +19,8 @@ GAP = 130    # a told scene may lie this many positions back, as a picture does
 # Forms whose constraint words mean one country, and whose mean one thing in a scene.
 COUNTRY = {"fact", "two_flags", "named_over", "two_facts", "text_named", "text_flag",
            "text_two_flags", "text_two_facts"}
+SHOWN = {"fact", "two_flags"}   # those that the picture itself answers
+TWINS = 2    # questions of a picture that are also told in words
 THING = {"scene", "absent", "text_scene", "text_absent"}
 
 
@@ -43,20 +45,28 @@ class Stream(torch.utils.data.IterableDataset):
         log = open(self.seen, "a") if self.seen else None
         while True:
             self.fresh, out = [], {"asked": self.pictures}
-            pixels, labels, rows = [], [], []
+            pixels, labels, rows, twins = [], [], [], []
             mix = KIND_MIX if self.pictures else TOWER_MIX
-            kinds = self.rng.choice(list(mix), self.pictures + self.shown, p=list(mix.values()))
+            kinds = list(self.rng.choice(list(mix), self.pictures + self.shown,
+                                         p=list(mix.values())))
+            for i in range(self.pictures, len(kinds) if self.pictures else 0):
+                if self.rng.random() < 0.5:   # the tower learns shapes slowest
+                    kinds[i] = "shapes"
             for i, kind in enumerate(kinds):
                 image, owner, objects = picture(self.rng, ranges, str(kind), self.world)
                 pixels.append(image)
                 labels.append(patch_labels(owner, objects))
                 if i < self.pictures:
-                    rows.append(self.about(str(kind), objects))
+                    row, pairs = self.about(str(kind), objects)
+                    twins += [(len(rows), *pair) for pair in pairs]
+                    rows.append(row)
             if pixels:
                 out["pixels"] = torch.from_numpy(np.stack(pixels))
                 out["labels"] = torch.from_numpy(np.stack(labels))
             if rows:
                 out["picture"] = stack(rows)
+                if twins:
+                    out["twin"], out["twins"] = self.twin_rows(twins)
             if self.texts:
                 out["text"] = stack(self.told_rows())
             if log:
@@ -87,15 +97,48 @@ class Stream(torch.utils.data.IterableDataset):
         return ok
 
     def about(self, kind, objects):
-        row, misses, asked = Row(self.encoder, True), 0, set()
+        """A row about a picture, and (place of the constraint, question) of some of
+        its questions that have a twin in words."""
+        row, misses, asked, pairs = Row(self.encoder, True), 0, set(), []
         while misses < 4 and row.room() > 8:
             ask = questions.draw_visual(self.rng, self.world, kind, objects, self.stage)
             key = (ask.relation, ask.constraint, ask.after[slice(*ask.second)] if ask.second
                    else "", ask.entity)
             if key in asked or self.skipped(ask) or not self.put(row, ask, "", (0, 0)):
                 misses += 1
+            elif ask.group in SHOWN and len(pairs) < TWINS:
+                pairs.append((row.hops["early_who"][-1][0], ask, self.tell(objects)))
             asked.add(key)
-        return row
+        return row, pairs
+
+    def tell(self, objects):
+        """The flags of a picture in words."""
+        names = {o["side"]: self.world.entities[o["flag"]].name for o in objects if "flag" in o}
+        if None in names:
+            intro = questions.pick(self.rng, questions.INTRO)
+            return intro.format("the flag of " + names[None]) + " "
+        return questions.pick(self.rng, questions.TWO_FLAGS[:3]).format(
+            l=names["left"], r=names["right"]) + " "
+
+    def twin_rows(self, twins):
+        """Text rows with the twins, and the places to compare: (2, n), in the rows of
+        pictures and in these."""
+        rows, places = [Row(self.encoder, False)], []
+        for number, at, ask, told in twins:
+            for fresh in (False, True):
+                if fresh:
+                    rows.append(Row(self.encoder, False))
+                row = rows[-1]
+                context = row.context(told)
+                if context and row.add(ask.text, ask.answer, None, context,
+                                       ask.before + ask.constraint, 0):
+                    places.append((number * PICTURE_LENGTH + at, (len(rows) - 1) * TEXT_LENGTH
+                                   + row.hops["early_who"][-1][0]))
+                    break
+        most = self.pictures   # a fixed number of rows, as compiled layers want it
+        places = [p for p in places if p[1] < most * TEXT_LENGTH]
+        rows = (rows + [Row(self.encoder, False) for _ in range(most)])[:most]
+        return stack(rows), torch.tensor(places, dtype=torch.long).T
 
     def skipped(self, ask):
         """After stage 1 the rare facts get rarer still, or they would all be learned."""

@@ -20,7 +20,10 @@ stays stuck on them for long, so training also asks for each hop where it ends:
 after layer NEAR a shape's word (or its picture tokens) holds shape and colour, and
 a name (or the flag's picture tokens) the entity; after layer EARLY the end of the
 constraint holds the entity or the answer. Of two told flags the name holds its side,
-or the side's word the entity, whichever comes last. The heads for this are not exported.
+or the side's word the entity, whichever comes last. A flag's tokens are pulled towards
+the state of a told flag's name, and the end of the constraint towards that of the same
+question's twin in words: what the decoder learned from text then holds for pictures.
+The heads for this are not exported.
 """
 import argparse
 import math
@@ -48,7 +51,7 @@ STAGES = {   # number, minutes, steps of warm-up, flat share, rate, pictures, sh
     "text": (1, 26.0, 60, 0.60, 1.5e-3, 0, 0, 64),
     "tower": (0, 20.0, 60, 0.45, 1.5e-3, 0, 48, 0),
     "naming": (2, 8.0, 40, 0.45, 1.0e-3, 20, 6, 0),
-    "joint": (3, 43.0, 60, 0.40, 1.2e-3, 16, 4, 20),
+    "joint": (3, 48.0, 60, 0.30, 1.2e-3, 16, 12, 20),
 }
 STARTS_FROM = {"text": (), "tower": (), "naming": ("text", "tower"),
                "joint": ("text", "tower", "naming")}
@@ -133,7 +136,7 @@ def sight_loss(model, labels, words, image_at, prototypes, seen):
         if prototypes is not None:
             goal = prototypes[labels[:, 4][flag], who].float()
             gap = (mine.float() - goal).square().sum(-1) / goal.square().sum(-1)
-            loss = loss + 0.3 * gap.mean()
+            loss = loss + gap.mean()
             seen["see_gap"].append(gap.mean().item())
         sided = labels[:, 4][flag] > 0
         if sided.any():
@@ -155,6 +158,14 @@ def asked_in(batch):
     return sum(len(batch[k]["tags"]) for k in ("text", "picture") if k in batch)
 
 
+@torch.no_grad()
+def told_states(model, batch):
+    """States after layer EARLY where the constraint ends in the twins in words."""
+    part = batch["twin"]
+    model.read(part["ids"], part["positions"], part["mask"], layers=EARLY)
+    return model.at(EARLY, batch["twins"][1]).float().clone()
+
+
 def train_step(model, batch, stage, image_at, words, prototypes, seen):
     """Leaves the gradients of one batch; picture and text rows one after the other."""
     if "text" in batch:
@@ -166,14 +177,21 @@ def train_step(model, batch, stage, image_at, words, prototypes, seen):
     if "pixels" not in batch:
         return
     features = model.see(batch["pixels"])
-    loss = (1.0 if stage == "tower" else 0.5) * dense_loss(model, features, batch["labels"], seen)
+    loss = (1.0 if stage == "tower" else 0.8) * dense_loss(model, features, batch["labels"], seen)
     if "picture" in batch:
-        part, asked = batch["picture"], batch["asked"]
+        part, asked, goal = batch["picture"], batch["asked"], None
+        if "twin" in batch:
+            goal = told_states(model, batch)
         hidden = model.read(part["ids"], part["positions"], part["mask"], features[:asked],
                             image_at)
         share = len(part["tags"]) / asked_in(batch)
         ask = answer_loss(model, part, hidden, seen) + hop_loss(model, part, seen)
         ask = ask + sight_loss(model, batch["labels"][:asked], words, image_at, prototypes, seen)
+        if goal is not None:   # where the constraint ends, shown as told
+            mine = model.at(EARLY, batch["twins"][0]).float()
+            gap = ((mine - goal).square().sum(-1) / goal.square().sum(-1)).mean()
+            ask = ask + 0.5 * gap
+            seen["twin_gap"].append(gap.item())
         loss = loss + share * ask
     loss.backward()
 
@@ -325,6 +343,7 @@ def main():
     ap.add_argument("--text-model", help="where stage text exports the decoder alone")
     ap.add_argument("--work", required=True, type=pathlib.Path, help="checkpoints and log")
     ap.add_argument("--minutes", type=float)
+    ap.add_argument("--scale", type=float, default=1.0, help="of the stage's usual minutes")
     ap.add_argument("--steps", type=int, default=0, help="overrides --minutes")
     ap.add_argument("--pictures", type=int, help="pictures asked about, a batch and process")
     ap.add_argument("--shown", type=int, help="further pictures for the tower")
@@ -340,7 +359,7 @@ def main():
     ap.add_argument("--keep-minutes", type=float, default=5.0)
     args = ap.parse_args()
     _, minutes, _, flat, rate, pictures, shown, texts = STAGES[args.stage]
-    for name, value in (("minutes", minutes), ("flat", flat), ("rate", rate),
+    for name, value in (("minutes", minutes * args.scale), ("flat", flat), ("rate", rate),
                         ("pictures", pictures), ("shown", shown), ("texts", texts)):
         if getattr(args, name) is None:
             setattr(args, name, value)
