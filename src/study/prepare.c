@@ -94,11 +94,13 @@ static int start_job(chi_study_unit *u, const chi_model *m, const chi_study_opts
     return chi_fail(err, CHI_ERR_ARG, "%s is a text-only model and the item has a picture: ask another form of it",
                     m->path);
   const char *tmpl = o->tmpl ? o->tmpl : u->item->continuation ? "plain" : NULL;
-  CHI_TRY(chi_prompt_make(
-      &u->prompt[k], m,
-      &(chi_prompt_opts){
-          .image = a->image, .question = a->question, .tmpl = tmpl, .need_constraint = a->n_brackets > 0},
-      err));
+  CHI_TRY(chi_prompt_make(&u->prompt[k], m,
+                          &(chi_prompt_opts){.image = a->image,
+                                             .question = a->question,
+                                             .tmpl = tmpl,
+                                             .need_constraint = a->n_brackets > 0,
+                                             .several = true},
+                          err));
   const char *id = u->item->id;
   *j = (chi_study_job){.model = m,
                        .opts = o,

@@ -30,6 +30,20 @@ static double late_even(const chi_contributions *c, int32_t l) {
   return chi_contrib_late(c, l, &share, &even) ? even : NAN;
 }
 
+/* Whether the last patches matter by their place or by what they show. */
+static int put_controls(chi_study_job *j, const chi_contributions *c, const char *way, chi_err *err) {
+  int rc = 0;
+  char name[64];
+  for (int k = 0; k < CHI_CONTRIB_CONTROLS && c->control[k]; k++) {
+    snprintf(name, sizeof name, "late_%s", chi_contrib_control_name[k]);
+    CHI_TRY(put_layers(j, c->control[k], way, name, late_share, err));
+    snprintf(name, sizeof name, "late_%s_content", chi_contrib_control_name[k]);
+    CHI_TRY(put_layers(j, c->control[k], way, name, chi_contrib_late_content, err));
+  }
+out:
+  return rc;
+}
+
 /* One way, rows [f0, f1) to rows [t0, t1). */
 static int one_way(chi_study_job *j, const char *way, int32_t f0, int32_t f1, int32_t t0, int32_t t1, chi_err *err) {
   int rc = 0;
@@ -40,6 +54,8 @@ static int one_way(chi_study_job *j, const char *way, int32_t f0, int32_t f1, in
   for (int32_t r = f0; r < f1; r++) from[r - f0] = r;
   for (int32_t r = t0; r < t1; r++) to[r - t0] = r;
   chi_contributions_opts o = {.from = from, .n_from = f1 - f0, .to = to, .n_to = t1 - t0, .mem = j->opts->mem};
+  o.controls = f0 == j->prompt->image_row && j->prompt->pixels;
+  o.seed = j->seed;
   CHI_TRY(chi_contributions_run(&c, j->model, j->prompt, &o, err));
   CHI_TRY(put_layers(j, c, way, "max", chi_contrib_max, err));
   CHI_TRY(put_layers(j, c, way, "mean", chi_contrib_mean, err));
@@ -53,6 +69,7 @@ static int one_way(chi_study_job *j, const char *way, int32_t f0, int32_t f1, in
   if (f0 == j->prompt->image_row && f1 > f0) {
     CHI_TRY(put_layers(j, c, way, "late", late_share, err));
     CHI_TRY(put_layers(j, c, way, "late_even", late_even, err));
+    CHI_TRY(put_controls(j, c, way, err));
     float *s = chi_study_floats(j, (size_t)(sources[0] * sources[1]), err);
     CHI_TRY(s ? 0 : CHI_ERR_MEMORY);
     for (int32_t l = 0; l < c->n_layers; l++)

@@ -48,6 +48,11 @@ works 'the plan of contributions runs' run "$tiny" --plan "$T/c.json" -o "$T/c.s
 works 'attribute: its plan' attribute "$tiny" "$picture" "$question" --dump-plan "$T/attr.json"
 works 'the plan of an attribution runs' run "$tiny" --plan "$T/attr.json" -o "$T/attr.safetensors"
 
+item() { printf '{"id": "%s", "image": "%s", "donor": "%s", "question": "%s", "answer": "x", "group": "fact", "relation": "r", "entity": "E"}\n' "$1" "$PWD/$picture" "$PWD/$tiny/donor.png" "$2"; }
+{ item one "$question"; item two "$two"; } >"$T/items.jsonl"
+works 'a study over one bracket and two' study trace,contributions "$T/items.jsonl" --model "$tiny" --windows 1 --corrupt "$n" -o "$T/run"
+check 'both items are done' grep -q '2 items done, 0 skipped, 0 failed' "$T/out"
+
 fails 2 'go together' 'paths to nowhere' trace "$tiny" "$picture" "$question" --sites path
 fails 1 'LAYER.HEAD.q' 'no such receiver' trace "$tiny" "$picture" "$question" --corrupt "$n" --sites path --path-to 2.1
 fails 1 'layers 1 to 3' 'a receiver without senders' trace "$tiny" "$picture" "$question" --corrupt "$n" --sites path --path-to 0.1.q
