@@ -95,6 +95,7 @@ void cli_start(int argc, char **argv) {
   /* The second Ctrl-C ends the process at once. A closed pipe is an error of the write, not a signal. */
   struct sigaction act = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
   sigaction(SIGINT, &act, NULL);
+  sigaction(SIGTERM, &act, NULL); /* what a scheduler sends: the same clean end */
   signal(SIGPIPE, SIG_IGN);
   signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a failed write, reported as one */
   chi_set_progress(on_progress, NULL);

@@ -31,7 +31,17 @@ static void mark_used(chi_binder *b, const chi_tensor *t) { /* sorted by name */
   }
 }
 
+/* A tensor as it was asked for, without data. */
+static const chi_tensor *told(chi_binder *b, const char *name, int ndim, const int64_t *dim, chi_err *err) {
+  chi_tensor *t = chi_arena_alloc(&b->m->arena, sizeof *t, err);
+  if (!t || b->record(b->record_ud, name, ndim, dim, err)) return NULL;
+  *t = (chi_tensor){.name = "", .dtype = CHI_BF16, .ndim = ndim};
+  for (int i = 0; i < ndim; i++) t->dim[i] = dim[i];
+  return t;
+}
+
 const chi_tensor *chi_bind_tensor(chi_binder *b, const char *name, int ndim, const int64_t *dim, chi_err *err) {
+  if (b->record) return told(b, name, ndim, dim, err);
   const chi_tensor *t = chi_st_find(b->st, name);
   if (!t) {
     chi_fail(err, CHI_ERR_FORMAT, "%s: tensor '%s' is missing", b->m->path, name);
@@ -145,11 +155,15 @@ int chi_bind_linear(chi_binder *b, chi_linear *out, int64_t n, int64_t k, bool w
   char base[256], name[288];
   NAME(base);
   snprintf(name, sizeof name, "%s.weight", base);
-  const chi_tensor *t = chi_st_find(b->st, name);
+  const chi_tensor *t = b->record ? NULL : chi_st_find(b->st, name);
   int64_t dim[4] = {n, k, 0, 0};
   int ndim = 2;
-  if (t && t->ndim == 4 && t->dim[1] == 3 && t->dim[2] > 0 && t->dim[2] < 65536 && t->dim[2] == t->dim[3] &&
-      t->dim[2] * t->dim[3] * 3 == k) { /* a patch convolution is a matrix */
+  const int32_t patch = b->m->net.vision.patch;
+  if (b->record && out == &b->m->net.vision.patch_embed && k == 3 * (int64_t)patch * patch) {
+    ndim = 4;
+    dim[1] = 3, dim[2] = dim[3] = patch;
+  } else if (t && t->ndim == 4 && t->dim[1] == 3 && t->dim[2] > 0 && t->dim[2] < 65536 && t->dim[2] == t->dim[3] &&
+             t->dim[2] * t->dim[3] * 3 == k) { /* a patch convolution is a matrix */
     ndim = 4;
     dim[1] = 3, dim[2] = t->dim[2], dim[3] = t->dim[3];
   }
@@ -257,13 +271,17 @@ bool chi_bind_has(const chi_binder *b, const char *fmt, ...) {
   va_start(ap, fmt);
   int n = vsnprintf(name, sizeof name, fmt, ap);
   va_end(ap);
-  return n > 0 && (size_t)n < sizeof name && chi_st_find(b->st, name) != NULL;
+  return b->record || (n > 0 && (size_t)n < sizeof name && chi_st_find(b->st, name) != NULL);
 }
 
 int chi_bind_prefix(const chi_binder *b, const char **out, const char *const *prefixes, const char *suffix,
                     chi_err *err) {
   char name[256];
   chi_str tried = {0};
+  if (b->record) {
+    *out = *prefixes;
+    return 0;
+  }
   for (; *prefixes; prefixes++) {
     snprintf(name, sizeof name, "%s%s", *prefixes, suffix);
     if (chi_st_find(b->st, name)) {

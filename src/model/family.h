@@ -52,10 +52,12 @@ int chi_rope_config(chi_model *m, const json_t *text, const chi_rope_opts *o, co
 typedef struct chi_binder {
   chi_model *m;
   const chi_st *st;
-  uint8_t *used; /* per tensor: bound */
-  bool dry;      /* names and shapes only: nothing is packed or copied */
+  uint8_t *used;        /* per tensor: bound */
+  bool dry;             /* names and shapes only: nothing is packed or copied */
+  chi_record_fn record; /* dry, and every tensor is there: those that are asked for are told (chi_model_record) */
+  void *record_ud;
   struct chi_packed *packed; /* NULL, or the cache that matrices are read from or written to (packed.h) */
-  bool rows_first; /* "transposed" matrices are stored as rows of inputs after all (GGUF) */
+  bool rows_first;           /* "transposed" matrices are stored as rows of inputs after all (GGUF) */
 } chi_binder;
 /* Shapes: n rows of k. want_bias: the tensor must be there. The name's ".weight" and ".bias" are added. */
 int chi_bind_linear(chi_binder *b, chi_linear *out, int64_t n, int64_t k, bool want_bias, chi_err *err, const char *fmt,

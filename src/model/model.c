@@ -152,6 +152,23 @@ out:
   return rc;
 }
 
+int chi_model_record(chi_model **out, const json_t *config, chi_record_fn fn, void *ud, chi_err *err) {
+  int rc = 0;
+  family_fn open = NULL;
+  chi_model *m = new_model("(config)", err);
+  if (!m) return CHI_ERR_MEMORY;
+  chi_binder b = {.m = m, .dry = true, .record = fn, .record_ud = ud};
+  CHI_TRY(find_family(m, config, &open, err));
+  CHI_TRY(open(m, config, &b, err));
+  chi_net_shape(&m->net);
+out:
+  if (rc)
+    chi_model_free(m);
+  else
+    *out = m;
+  return rc;
+}
+
 static bool ends_with(const char *s, const char *end) {
   size_t n = strlen(s), k = strlen(end);
   return n >= k && strcmp(s + n - k, end) == 0;

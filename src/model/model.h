@@ -28,13 +28,13 @@ typedef struct chi_model {
   const chi_template *tmpl; /* default template */
   int32_t image_token;      /* id, -1 without pictures; CHI_PICTURE_ID where the tokenizer has none */
   const char *image_text;   /* its text in a prompt, "<image>" */
-  bool picture_first;     /* its rows come before everything, the BOS too: image_text may stand at the start only */
-  const char *image_tail; /* text that, right after the picture, is encoded apart from what follows; NULL = none */
-  bool plain_ids;         /* prompts are encoded without the tokenizer's special tokens */
+  bool picture_first;       /* its rows come before everything, the BOS too: image_text may stand at the start only */
+  const char *image_tail;   /* text that, right after the picture, is encoded apart from what follows; NULL = none */
+  bool plain_ids;           /* prompts are encoded without the tokenizer's special tokens */
   int32_t eos[8], n_eos;
   chi_dtype stored; /* element type of the checkpoint's decoder weights */
   int64_t params;
-  char hash[65]; /* of the weight files; empty until chi_model_hash */
+  char hash[65];    /* of the weight files; empty until chi_model_hash */
   chi_bound *bound; /* every linear layer; edits are exported by it */
   size_t n_bound, cap_bound;
   struct chi_packed *packed; /* the cache that matrices lie in, or NULL */
@@ -59,7 +59,11 @@ void chi_model_free(chi_model *m);
 /* Config and names alone, without weights: tests of whole checkpoints' headers. left: names that nothing reads, one a
  * line (caller: chi_str_free). The model can be looked at and freed, not run. */
 int chi_model_dry(chi_model **out, const json_t *config, const chi_st *header, chi_str *left, chi_err *err);
-int chi_model_hash(chi_model *m, chi_err *err); /* fills m->hash */
+/* The other way round: config alone, and every tensor that the family asks for is told, names perhaps more than once.
+ * *out as from chi_model_dry. */
+typedef int (*chi_record_fn)(void *ud, const char *name, int ndim, const int64_t *dim, chi_err *err);
+int chi_model_record(chi_model **out, const json_t *config, chi_record_fn fn, void *ud, chi_err *err);
+int chi_model_hash(chi_model *m, chi_err *err);                            /* fills m->hash */
 const chi_bound *chi_model_bound(const chi_model *m, const chi_linear *l); /* NULL if it was not read from a tensor */
 
 /* ---- prompts --------------------------------------------------------------------------------------------- */
@@ -76,9 +80,9 @@ const char *chi_role_name(chi_role r);
 
 /* Bracketed words of a question. */
 typedef struct chi_prompt_span {
-  int32_t lo, hi;  /* rows [lo, hi) */
-  bool grown;      /* tokens reach past the bracketed words */
-  size_t at, len;  /* where the words stand in text */
+  int32_t lo, hi; /* rows [lo, hi) */
+  bool grown;     /* tokens reach past the bracketed words */
+  size_t at, len; /* where the words stand in text */
   char *words;
 } chi_prompt_span;
 enum { CHI_MAX_SPANS = 8 };
@@ -88,15 +92,15 @@ typedef struct chi_prompt {
   int32_t *tokens; /* one per row; picture rows carry the image token */
   chi_role *role;
   int32_t n_rows;
-  int32_t image_row, n_image; /* -1, 0 for text only */
+  int32_t image_row, n_image;          /* -1, 0 for text only */
   chi_prompt_span span[CHI_MAX_SPANS]; /* every bracket, in order, apart from each other */
   int32_t n_spans;
-  int32_t span_lo, span_hi;   /* of the first bracket, as the next four: constraint rows [lo, hi); equal = none */
-  bool span_grown;            /* tokens reach past the bracketed words */
-  char *constraint;           /* its words; borrowed from span[0] */
-  size_t words_at, words_len; /* where they stand in text */
+  int32_t span_lo, span_hi;         /* of the first bracket, as the next four: constraint rows [lo, hi); equal = none */
+  bool span_grown;                  /* tokens reach past the bracketed words */
+  char *constraint;                 /* its words; borrowed from span[0] */
+  size_t words_at, words_len;       /* where they stand in text */
   size_t question_at, question_len; /* the question's bytes in text */
-  float *pixels;              /* [3][h][w] or NULL */
+  float *pixels;                    /* [3][h][w] or NULL */
   chi_view view;
   chi_image seen; /* the crop that the model saw */
   char image_sha[65];

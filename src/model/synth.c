@@ -5,15 +5,42 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tensor/dtype.h"
+#include "model/model.h"
+
+/* Every shape is its config; the tensors are those that its family asks for. Single quotes are double ones. */
+#define LLAMA(d, layers, heads, kv, ffn, vocab, context, tied)                                                    \
+  "{'model_type':'llama','hidden_size':" #d ",'num_hidden_layers':" #layers ",'num_attention_heads':" #heads      \
+  ",'num_key_value_heads':" #kv ",'intermediate_size':" #ffn ",'vocab_size':" #vocab                              \
+  ",'max_position_embeddings':" #context ",'rms_norm_eps':1e-5,'rope_theta':10000.0,'tie_word_embeddings':" #tied \
+  ",'bos_token_id':1,'eos_token_id':2}"
+#define LLAVA(text, image_token, d, layers, heads, ffn, image)                                           \
+  "{'model_type':'llava','image_token_index':" #image_token                                              \
+  ",'vision_feature_layer':-2,'vision_feature_select_strategy':'default','text_config':" text            \
+  ",'vision_config':{'model_type':'clip_vision_model','hidden_size':" #d ",'num_hidden_layers':" #layers \
+  ",'num_attention_heads':" #heads ",'intermediate_size':" #ffn ",'image_size':" #image ",'patch_size':14}}"
 
 static const chi_synth_spec kSpecs[] = {
-    {"llava-1.5-7b", "LLaVA-1.5-7B", 4096, 32, 32, 32, 11008, 32064, 4096, 1024, 24, 16, 4096, 336, 14, false},
-    {"llava-1.5-13b", "LLaVA-1.5-13B", 5120, 40, 40, 40, 13824, 32064, 4096, 1024, 24, 16, 4096, 336, 14, false},
-    {"llama-7b", "Llama 7B, text only", 4096, 32, 32, 32, 11008, 32000, 4096, 0, 0, 0, 0, 0, 0, false},
-    {"smollm2-135m", "SmolLM2-135M, text only", 576, 30, 9, 3, 1536, 49152, 8192, 0, 0, 0, 0, 0, 0, true},
-    {"tiny-llava", "a LLaVA of a few megabytes", 256, 6, 8, 4, 704, 1024, 1024, 128, 4, 4, 256, 112, 14, false},
-    {"tiny-llama", "a Llama of a few megabytes", 256, 6, 8, 4, 704, 1024, 1024, 0, 0, 0, 0, 0, 0, true},
+    {"llava-1.5-7b", "LLaVA-1.5-7B",
+     LLAVA(LLAMA(4096, 32, 32, 32, 11008, 32064, 4096, false), 32063, 1024, 24, 16, 4096, 336)},
+    {"llava-1.5-13b", "LLaVA-1.5-13B",
+     LLAVA(LLAMA(5120, 40, 40, 40, 13824, 32064, 4096, false), 32063, 1024, 24, 16, 4096, 336)},
+    {"blip2-opt-2.7b", "BLIP-2 with OPT-2.7B",
+     "{'model_type':'blip-2','num_query_tokens':32,'image_token_index':50265,"
+     "'qformer_config':{'model_type':'blip_2_qformer'},"
+     "'text_config':{'model_type':'opt','eos_token_id':2,'ffn_dim':10240,'hidden_size':2560,'num_attention_heads':32,"
+     "'num_hidden_layers':32,'vocab_size':50304,'word_embed_proj_dim':2560},"
+     "'vision_config':{'model_type':'blip_2_vision_model'}}"},
+    {"bunny-phi-3b", "Bunny-v1.0-3B: Phi-2 and SigLIP",
+     "{'model_type':'bunny-phi','hidden_act':'gelu_new','hidden_size':2560,'image_aspect_ratio':'pad',"
+     "'intermediate_size':10240,'layer_norm_eps':1e-5,'max_position_embeddings':2048,'mm_hidden_size':1152,"
+     "'mm_projector_type':'mlp2x_gelu','num_attention_heads':32,'num_hidden_layers':32,'num_key_value_heads':32,"
+     "'partial_rotary_factor':0.4,'qk_layernorm':false,'rope_theta':10000.0,'tie_word_embeddings':false,"
+     "'vocab_size':50295}"},
+    {"llama-7b", "Llama 7B, text only", LLAMA(4096, 32, 32, 32, 11008, 32000, 4096, false)},
+    {"smollm2-135m", "SmolLM2-135M, text only", LLAMA(576, 30, 9, 3, 1536, 49152, 8192, true)},
+    {"tiny-llava", "a LLaVA of a few megabytes",
+     LLAVA(LLAMA(256, 6, 8, 4, 704, 1024, 1024, false), 1023, 128, 4, 4, 256, 112)},
+    {"tiny-llama", "a Llama of a few megabytes", LLAMA(256, 6, 8, 4, 704, 1024, 1024, true)},
 };
 
 const chi_synth_spec *chi_synth_specs(size_t *n) {
@@ -26,79 +53,27 @@ typedef struct entry {
   char name[112];
   int ndim;
   int64_t dim[4];
-  float scale; /* 0 = ones */
+  bool ones; /* weights of norms */
 } entry;
 typedef struct list {
   entry *e;
   size_t n, cap;
-  chi_err *err;
-  bool failed;
 } list;
 
-static void add(list *l, float scale, int ndim, const int64_t *dim, const char *fmt, ...)
-    __attribute__((format(printf, 5, 6)));
-static void add(list *l, float scale, int ndim, const int64_t *dim, const char *fmt, ...) {
-  if (l->failed || chi_grow((void **)&l->e, &l->cap, l->n + 1, sizeof *l->e, l->err)) {
-    l->failed = true;
-    return;
-  }
+static int tell(void *ud, const char *name, int ndim, const int64_t *dim, chi_err *err) {
+  list *l = ud;
+  size_t n = strlen(name);
+  for (size_t i = 0; i < l->n; i++)
+    if (chi_streq(l->e[i].name, name)) return 0; /* parts of one tensor */
+  if (ndim > 4 || n >= sizeof l->e->name)
+    return chi_fail(err, CHI_ERR_UNSUPPORTED, "tensor '%s': too long a name or too many dimensions", name);
+  int rc = chi_grow((void **)&l->e, &l->cap, l->n + 1, sizeof *l->e, err);
+  if (rc) return rc;
   entry *e = &l->e[l->n++];
-  va_list ap;
-  va_start(ap, fmt);
-  vsnprintf(e->name, sizeof e->name, fmt, ap);
-  va_end(ap);
-  e->ndim = ndim;
-  e->scale = scale;
+  *e = (entry){.ndim = ndim, .ones = ndim == 1 && n > 7 && chi_streq(name + n - 7, ".weight")};
+  memcpy(e->name, name, n + 1);
   for (int i = 0; i < ndim; i++) e->dim[i] = dim[i];
-}
-#define MAT(n, k, ...) add(l, 0.02f, 2, (int64_t[]){n, k}, __VA_ARGS__)
-#define VEC(n, scale, ...) add(l, scale, 1, (int64_t[]){n}, __VA_ARGS__)
-
-static void decoder(list *l, const chi_synth_spec *s, const char *base, const char *head) {
-  int64_t hd = s->d / s->heads, kv = hd * s->kv_heads;
-  MAT(s->vocab, s->d, "%sembed_tokens.weight", base);
-  for (int i = 0; i < s->layers; i++) {
-    VEC(s->d, 0, "%slayers.%d.input_layernorm.weight", base, i);
-    VEC(s->d, 0, "%slayers.%d.post_attention_layernorm.weight", base, i);
-    MAT(s->d, s->d, "%slayers.%d.self_attn.q_proj.weight", base, i);
-    MAT(kv, s->d, "%slayers.%d.self_attn.k_proj.weight", base, i);
-    MAT(kv, s->d, "%slayers.%d.self_attn.v_proj.weight", base, i);
-    MAT(s->d, s->d, "%slayers.%d.self_attn.o_proj.weight", base, i);
-    MAT(s->ffn, s->d, "%slayers.%d.mlp.gate_proj.weight", base, i);
-    MAT(s->ffn, s->d, "%slayers.%d.mlp.up_proj.weight", base, i);
-    MAT(s->d, s->ffn, "%slayers.%d.mlp.down_proj.weight", base, i);
-  }
-  VEC(s->d, 0, "%snorm.weight", base);
-  if (!s->tied) MAT(s->vocab, s->d, "%s.weight", head);
-}
-
-static void vision(list *l, const chi_synth_spec *s) {
-  const char *v = "vision_tower.vision_model.";
-  int64_t d = s->vis_d, grid = s->image / s->patch;
-  static const char *const kAttn[] = {"q_proj", "k_proj", "v_proj", "out_proj"};
-  VEC(d, 0.02f, "%sembeddings.class_embedding", v);
-  add(l, 0.02f, 4, (int64_t[]){d, 3, s->patch, s->patch}, "%sembeddings.patch_embedding.weight", v);
-  MAT(grid * grid + 1, d, "%sembeddings.position_embedding.weight", v);
-  VEC(d, 0, "%spre_layrnorm.weight", v);
-  VEC(d, 0.02f, "%spre_layrnorm.bias", v);
-  for (int i = 0; i < s->vis_layers; i++) {
-    for (int k = 1; k <= 2; k++) {
-      VEC(d, 0, "%sencoder.layers.%d.layer_norm%d.weight", v, i, k);
-      VEC(d, 0.02f, "%sencoder.layers.%d.layer_norm%d.bias", v, i, k);
-    }
-    for (int k = 0; k < 4; k++) {
-      MAT(d, d, "%sencoder.layers.%d.self_attn.%s.weight", v, i, kAttn[k]);
-      VEC(d, 0.02f, "%sencoder.layers.%d.self_attn.%s.bias", v, i, kAttn[k]);
-    }
-    MAT(s->vis_ffn, d, "%sencoder.layers.%d.mlp.fc1.weight", v, i);
-    VEC(s->vis_ffn, 0.02f, "%sencoder.layers.%d.mlp.fc1.bias", v, i);
-    MAT(d, s->vis_ffn, "%sencoder.layers.%d.mlp.fc2.weight", v, i);
-    VEC(d, 0.02f, "%sencoder.layers.%d.mlp.fc2.bias", v, i);
-  }
-  MAT(s->d, d, "multi_modal_projector.linear_1.weight");
-  VEC(s->d, 0.02f, "multi_modal_projector.linear_1.bias");
-  MAT(s->d, s->d, "multi_modal_projector.linear_2.weight");
-  VEC(s->d, 0.02f, "multi_modal_projector.linear_2.bias");
+  return 0;
 }
 
 static int64_t elements(const entry *e) {
@@ -140,8 +115,8 @@ static int write_weights(const list *l, const char *path, uint64_t seed, chi_err
     for (int64_t left = elements(&l->e[i]); left > 0; left -= kPiece, count++) {
       size_t m = left < kPiece ? (size_t)left : kPiece;
       size_t from = chi_rng_u32(seed, 1, count, 0) % (kPool - kPiece);
-      for (size_t k = 0; l->e[i].scale == 0.0f && k < m; k++) piece[k] = 0x3f80; /* norm weights: 1 */
-      CHI_TRY(chi_out_write(o, l->e[i].scale == 0.0f ? piece : pool + from, 2 * m, err));
+      for (size_t k = 0; l->e[i].ones && k < m; k++) piece[k] = 0x3f80; /* norm weights: 1 */
+      CHI_TRY(chi_out_write(o, l->e[i].ones ? piece : pool + from, 2 * m, err));
       done += 2 * (int64_t)m;
       if (count % 256 == 0) CHI_TRY(chi_progress("writing", done, total, err));
     }
@@ -156,34 +131,25 @@ out:
   return rc;
 }
 
-static json_t *text_config(const chi_synth_spec *s) {
-  return json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:f,s:b,s:i,s:i}", "model_type", "llama", "hidden_size", s->d,
-                   "num_hidden_layers", s->layers, "num_attention_heads", s->heads, "num_key_value_heads", s->kv_heads,
-                   "intermediate_size", s->ffn, "vocab_size", s->vocab, "max_position_embeddings", s->context,
-                   "rms_norm_eps", 1e-5, "rope_theta", 10000.0, "tie_word_embeddings", s->tied, "bos_token_id", 1,
-                   "eos_token_id", 2);
-}
-
-static json_t *config(const chi_synth_spec *s) {
-  json_t *t = text_config(s);
-  if (!s->vis_d) return t;
-  json_t *v = json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i}", "model_type", "clip_vision_model", "hidden_size", s->vis_d,
-                        "num_hidden_layers", s->vis_layers, "num_attention_heads", s->vis_heads, "intermediate_size",
-                        s->vis_ffn, "image_size", s->image, "patch_size", s->patch);
-  return json_pack("{s:s,s:o,s:o,s:i,s:i,s:s}", "model_type", "llava", "text_config", t, "vision_config", v,
-                   "image_token_index", s->vocab - 1, "vision_feature_layer", -2, "vision_feature_select_strategy",
-                   "default");
+json_t *chi_synth_config(const chi_synth_spec *s, chi_err *err) {
+  json_t *j = NULL;
+  chi_str text = {0};
+  for (const char *p = s->config; *p; p++) chi_str_addn(&text, *p == '\'' ? "\"" : p, 1);
+  if (text.failed || chi_json_parse(&j, text.s, text.len, s->name, err)) j = NULL;
+  chi_str_free(&text);
+  return j;
 }
 
 /* A tokenizer of bytes: enough to ask questions of random weights. */
-static json_t *tokenizer(const chi_synth_spec *s) {
+static json_t *tokenizer(int vocab_size, int image_token) {
   json_t *vocab = json_object(), *added = json_array();
   static const char *const kSpecial[] = {"<unk>", "<s>", "</s>", "<pad>"};
   char utf8[8];
   for (int i = 0; i < 4; i++)
     json_array_append_new(added, json_pack("{s:i,s:s,s:b,s:b,s:b,s:b,s:b}", "id", i, "content", kSpecial[i],
                                            "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1));
-  json_array_append_new(added, json_pack("{s:i,s:s,s:b,s:b,s:b,s:b,s:b}", "id", s->vocab - 1, "content", "<image>",
+  json_array_append_new(added, json_pack("{s:i,s:s,s:b,s:b,s:b,s:b,s:b}", "id",
+                                         image_token >= 0 ? image_token : vocab_size - 1, "content", "<image>",
                                          "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1));
   for (int i = 0; i < 4; i++) json_object_set_new(vocab, kSpecial[i], json_integer(i));
   for (int b = 0, extra = 0; b < 256; b++) { /* GPT-2's printable stand-ins for bytes */
@@ -213,11 +179,21 @@ static int save(const char *dir, const char *name, json_t *j, chi_err *err) {
   return rc;
 }
 
+static json_t *preprocessor(int image) {
+  return json_pack("{s:s,s:b,s:{s:i},s:i,s:b,s:{s:i,s:i},s:b,s:f,s:b,s:[f,f,f],s:[f,f,f]}", "image_processor_type",
+                   "CLIPImageProcessor", "do_resize", 1, "size", "shortest_edge", image, "resample", 3,
+                   "do_center_crop", 1, "crop_size", "height", image, "width", image, "do_rescale", 1, "rescale_factor",
+                   1.0 / 255.0, "do_normalize", 1, "image_mean", 0.48145466, 0.4578275, 0.40821073, "image_std",
+                   0.26862954, 0.26130258, 0.27577711);
+}
+
 int chi_synth_write(const char *spec, const char *dir, uint64_t seed, chi_err *err) {
   int rc = 0;
   char path[4096];
   const chi_synth_spec *s = NULL;
-  list all = {.err = err}, *l = &all;
+  chi_model *m = NULL;
+  json_t *c = NULL;
+  list all = {0};
   for (size_t i = 0; i < sizeof kSpecs / sizeof *kSpecs; i++)
     if (chi_streq(kSpecs[i].name, spec)) s = &kSpecs[i];
   if (!s) return chi_fail(err, CHI_ERR_ARG, "no shape '%s'; 'chiasm synth --help' lists them", spec);
@@ -227,23 +203,23 @@ int chi_synth_write(const char *spec, const char *dir, uint64_t seed, chi_err *e
     rc = chi_fail(err, CHI_ERR_ARG, "%s is there already; choose another folder or remove it", path);
     goto out;
   }
-  decoder(l, s, s->vis_d ? "language_model.model." : "model.", s->vis_d ? "language_model.lm_head" : "lm_head");
-  if (s->vis_d) vision(l, s);
-  CHI_TRY(l->failed ? CHI_ERR_MEMORY : 0);
-  CHI_TRY(save(dir, "config.json", config(s), err));
-  CHI_TRY(save(dir, "tokenizer.json", tokenizer(s), err));
+  c = chi_synth_config(s, err);
+  CHI_TRY(c ? 0 : CHI_ERR_MEMORY);
+  const bool layers_from_end = json_object_get(c, "vision_feature_layer") != NULL;
+  if (layers_from_end) json_object_set_new(c, "vision_feature_layer", json_integer(-1)); /* all that a checkpoint has */
+  CHI_TRY(chi_model_record(&m, c, tell, &all, err));
+  if (layers_from_end) json_object_set_new(c, "vision_feature_layer", json_integer(-2));
+  rc = save(dir, "config.json", c, err);
+  c = NULL;
+  if (rc) goto out;
+  CHI_TRY(save(dir, "tokenizer.json", tokenizer(m->net.decoder.vocab, m->image_token), err));
   CHI_TRY(save(dir, "tokenizer_config.json",
                json_pack("{s:s,s:s,s:s}", "bos_token", "<s>", "eos_token", "</s>", "unk_token", "<unk>"), err));
-  if (s->vis_d)
-    CHI_TRY(save(dir, "preprocessor_config.json",
-                 json_pack("{s:s,s:b,s:{s:i},s:i,s:b,s:{s:i,s:i},s:b,s:f,s:b,s:[f,f,f],s:[f,f,f]}",
-                           "image_processor_type", "CLIPImageProcessor", "do_resize", 1, "size", "shortest_edge",
-                           s->image, "resample", 3, "do_center_crop", 1, "crop_size", "height", s->image, "width",
-                           s->image, "do_rescale", 1, "rescale_factor", 1.0 / 255.0, "do_normalize", 1, "image_mean",
-                           0.48145466, 0.4578275, 0.40821073, "image_std", 0.26862954, 0.26130258, 0.27577711),
-                 err));
-  CHI_TRY(write_weights(l, path, seed, err));
+  if (m->net.has_vision) CHI_TRY(save(dir, "preprocessor_config.json", preprocessor(m->net.vision.image_w), err));
+  CHI_TRY(write_weights(&all, path, seed, err));
 out:
+  json_decref(c);
+  chi_model_free(m);
   chi_free(all.e);
   return rc;
 }

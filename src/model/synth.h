@@ -6,11 +6,11 @@
 
 typedef struct chi_synth_spec {
   const char *name, *doc;
-  int32_t d, layers, heads, kv_heads, ffn, vocab, context;
-  int32_t vis_d, vis_layers, vis_heads, vis_ffn, image, patch; /* vis_d 0 = text only */
-  bool tied;
+  const char *config; /* config.json, with ' for " */
 } chi_synth_spec;
 const chi_synth_spec *chi_synth_specs(size_t *n);
+/* Its config.json. Caller: json_decref; NULL on failure. */
+json_t *chi_synth_config(const chi_synth_spec *s, chi_err *err);
 
 /* Writes dir (made; must not hold a model yet) as an ordinary Hugging Face folder in bf16: config.json,
  * model.safetensors, tokenizer.json (bytes), preprocessor_config.json. Weights are random numbers of the usual size; the
