@@ -179,6 +179,11 @@ out:
   return rc;
 }
 
+/* sha256 of the deltas that were loaded, for every result's provenance. */
+static char delta_hash[CLI_LIST_MAX][65];
+static const char *delta_hashes[CLI_LIST_MAX];
+static int n_delta_hashes;
+
 void cli_free_deltas(chi_delta **list, const cli *c) {
   for (int i = 0; list && i < c->common->apply.n; i++) chi_delta_free(list[i]);
   chi_free(list);
@@ -191,12 +196,15 @@ int cli_load_deltas(chi_delta ***out, const cli *c, chi_model *m, chi_err *err) 
   if (!list) return CHI_ERR_MEMORY;
   for (int i = 0; i < a->n; i++) {
     CHI_TRY(chi_delta_load(&list[i], a->v[i], err));
+    memcpy(delta_hash[i], list[i]->sha256, sizeof delta_hash[i]);
+    delta_hashes[i] = delta_hash[i];
     rc = chi_delta_check(list[i], m, c->common->force_apply, err);
     if (rc) {
       chi_err_prefix(err, a->v[i]);
       goto out;
     }
   }
+  n_delta_hashes = a->n;
 out:
   if (rc)
     cli_free_deltas(list, c);
@@ -251,6 +259,11 @@ int cli_provenance(chi_provenance *out, const cli *c, chi_model *m, const chi_pr
     out->model_path = m->path;
     out->model_hash = m->hash;
     out->dtype = m->net.compute == CHI_COMPUTE_BF16 ? "bf16" : "f32";
+  }
+  if (m && c->common && n_delta_hashes) {
+    out->delta_file = c->common->apply.v;
+    out->delta_sha256 = delta_hashes;
+    out->n_deltas = n_delta_hashes;
   }
   if (p) {
     out->prompt = p->text;

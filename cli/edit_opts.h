@@ -5,7 +5,7 @@
 #include "cli.h"
 #include "edit/edit.h"
 
-enum { CLI_HYPERS = 11 }; /* as chi_hyper_names */
+enum { CLI_HYPERS = 13 }; /* as chi_hyper_names */
 typedef struct cli_edit_args {
   const char *method, *preset, *layer, *weight, *moments, *at, *prefixes;
   uint64_t seed;
@@ -55,6 +55,8 @@ typedef struct cli_edit_args {
                      "weight of KL(changed || unchanged) on the prompt `<image> {constraint} is a`"),                     \
       CLI_EDIT_HYPER(type, member, 10, "--contexts", "N",                                                                 \
                      "prefixes drawn from --prefixes that the value must serve as well"),                                 \
+      CLI_EDIT_HYPER(type, member, 11, "--rank", "N", "lora: rank of each matrix's change"),                              \
+      CLI_EDIT_HYPER(type, member, 12, "--alpha", "X", "lora: the change is scaled by X / rank"),                         \
       {.name = "--prefixes",                                                                                              \
        .arg = "FILE",                                                                                                     \
        .kind = CLI_STR,                                                                                                   \

@@ -114,8 +114,9 @@ static void test_rank_one_is_the_regularised_solution(void **state) {
   assert_int_equal(dt->part[0].rank, 1);
   float *key = calloc((size_t)f, sizeof *key), *z0 = calloc((size_t)d, sizeof *z0), *z = calloc((size_t)d, sizeof *z);
   assert_works(chi_edit_states(&a.m->net, a.p, a.row, layer, key, z0, NULL, err));
-  assert_works(chi_edit_value(z, &a.m->net, &(chi_request){.prompt = a.p, .target = a.target, .n_target = a.n, .row = a.row}, layer, info.value_norm, &h,
-                              &(chi_edit_info){0}, err));
+  assert_works(chi_edit_value(z, &a.m->net,
+                              &(chi_request){.prompt = a.p, .target = a.target, .n_target = a.n, .row = a.row}, layer,
+                              info.value_norm, &h, &(chi_edit_info){0}, err));
   float *w = weights(&a, layer);
   double *m = calloc((size_t)(f * f), sizeof *m), *b = calloc((size_t)f, sizeof *b), worst = 0, size = 0;
   double lambda = info.lambda;
@@ -424,6 +425,42 @@ static void test_torch_reference(void **state) {
   json_decref(list);
 }
 
+/* After one step A has not moved (B was zero) and every element of B has moved by the learning rate: u = alpha / rank * lr in
+ * size, against the gradient. More steps make the target likelier; layers each get their own adapter. */
+static void test_lora(void **state) {
+  (void)state;
+  ask a;
+  open_tiny(&a);
+  chi_hyper h = preset("lora", NULL)->hyper;
+  h.rank = 3, h.alpha = 6, h.lr = 1e-2, h.steps = 1;
+  chi_edit_info info, many;
+  chi_delta *d = edit(&a, "lora", 0, 1, &h, &info);
+  assert_int_equal(d->n, 2);
+  for (size_t i = 0; i < d->n; i++) {
+    const chi_delta_part *p = &d->part[i];
+    int64_t moved = 0;
+    assert_true(p->rank == 3 && p->layer == (int)i && p->which == CHI_W_DOWN && !p->d);
+    for (int64_t k = 0; k < p->rank * p->n; k++) moved += fabs(fabs((double)p->u[k]) - 2 * 1e-2) < 1e-5;
+    assert_true(moved > p->rank * p->n * 9 / 10);
+  }
+  chi_delta_free(d);
+  h.steps = 30;
+  double before = measure(&a);
+  d = edit(&a, "lora", 0, 1, &h, &many);
+  chi_undo undo = {0};
+  assert_works(chi_delta_apply(d, a.m, &undo, err));
+  double after = measure(&a);
+  chi_delta_undo(&undo);
+  print_message("lora: -log p %.3f -> %.3f, p %.3g -> %.3g\n", many.loss_first, many.loss_last, before, after);
+  assert_true(many.loss_last < 0.7 * many.loss_first && after > 10 * before);
+  chi_delta_free(d);
+  h.rank = 33;
+  chi_request r = request(&a);
+  chi_edit_opts o = {.method = "lora", .layer_lo = 1, .layer_hi = 1, .hyper = &h, .weight = CHI_W_DOWN};
+  assert_fails(chi_edit_run(&d, NULL, a.m, &r, 1, &o, err), CHI_ERR_ARG, "rank 33");
+  close_ask(&a);
+}
+
 static int fails_text(const ask *a, const chi_edit_opts *o, const chi_request *r, chi_err *err) {
   chi_delta *d = NULL;
   int rc = chi_edit_run(&d, NULL, a->m, r, 1, o, err);
@@ -481,6 +518,7 @@ int main(void) {
       cmocka_unit_test(test_several_tokens),
       cmocka_unit_test(test_fine_tuning),
       cmocka_unit_test(test_torch_reference),
+      cmocka_unit_test(test_lora),
       cmocka_unit_test(test_refusals),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -21,7 +21,12 @@ typedef struct setup {
 
 static bool make(setup *s, uint64_t seed, int vision) {
   memset(s, 0, sizeof *s);
-  randnet_make(&s->net, &(randnet_opts){.seed = seed, .vision = vision, .compute = CHI_COMPUTE_F32});
+  randnet_opts o = {.seed = seed,
+                    .vision = vision,
+                    .compute = CHI_COMPUTE_F32,
+                    .post_norm = seed % 2 == 0,
+                    .qformer = vision && seed % 4 < 2};
+  randnet_make(&s->net, &o);
   rnd r = {seed + 99};
   int32_t image = vision ? s->net.net.shape.n_image_rows : 0;
   s->n = 9 + image + rnd_range(&r, 0, 20);
@@ -36,8 +41,8 @@ static bool make(setup *s, uint64_t seed, int vision) {
   /* finite differences across a kink are no derivative: ReLU has its own test below */
   bool smooth = s->net.net.decoder.spec.act != CHI_ACT_RELU &&
                 (!vision || (s->net.net.vision.spec.act != CHI_ACT_RELU && s->net.net.projector.act != CHI_ACT_RELU));
-  bool after = s->net.net.decoder.spec.post_norm || (vision && s->net.net.vision.spec.post_norm); /* not built yet */
-  return s->n <= 200 && smooth && !after;
+  if (s->net.net.has_qformer) smooth = smooth && s->net.net.qformer.spec.act != CHI_ACT_RELU;
+  return s->n <= 200 && smooth;
 }
 
 static double loss_of(setup *s, chi_grad *g, const chi_intervention *iv, int n_iv) {
@@ -115,11 +120,26 @@ static void check_site(setup *s, chi_grad *g, chi_stack stack, chi_site site, in
   free(dir);
 }
 
+/* Every site of the Q-Former at a layer with cross-attention, and its query rows. */
+static void check_qformer(setup *s, chi_grad *g, rnd *r) {
+  static const chi_site kSites[] = {CHI_SITE_RESID_PRE,  CHI_SITE_K,          CHI_SITE_ATTN_OUT, CHI_SITE_RESID_MID,
+                                    CHI_SITE_MLP_ACT,    CHI_SITE_RESID_POST, CHI_SITE_X_Q,      CHI_SITE_X_HEAD_OUT,
+                                    CHI_SITE_X_ATTN_OUT, CHI_SITE_X_RESID_MID};
+  const chi_block_spec *q = &s->net.net.qformer.spec;
+  for (size_t k = 0; k < sizeof kSites / sizeof *kSites; k++) {
+    int layer = rnd_range(r, 0, q->layers);
+    if (chi_site_is_cross(kSites[k])) layer = q->cross_every ? layer / q->cross_every * q->cross_every : -1;
+    if (layer >= 0) check_site(s, g, CHI_QFORMER, kSites[k], layer, rnd_range(r, 0, s->net.net.qformer.queries), r);
+  }
+  check_site(s, g, CHI_QFORMER, CHI_SITE_EMBED, -1, rnd_range(r, 0, s->net.net.qformer.queries), r);
+}
+
 static void test_sites(void **state) {
   (void)state;
   static const chi_site kSites[] = {CHI_SITE_RESID_PRE, CHI_SITE_Q,         CHI_SITE_K,         CHI_SITE_V,
                                     CHI_SITE_HEAD_OUT,  CHI_SITE_ATTN_OUT,  CHI_SITE_RESID_MID, CHI_SITE_MLP_ACT,
                                     CHI_SITE_MLP_OUT,   CHI_SITE_RESID_POST};
+  int in_qformer = 0;
   strong = 0;
   for (uint64_t seed = 1; seed <= NETS; seed++) {
     setup s;
@@ -137,14 +157,19 @@ static void test_sites(void **state) {
         check_site(&s, g, CHI_VISION, kSites[k], layer, rnd_range(&r, 0, shape->stack[CHI_VISION].rows), &r);
       }
       check_site(&s, g, CHI_DECODER, CHI_SITE_EMBED, -1, rnd_range(&r, 0, s.n), &r);
+      if (s.net.net.has_qformer) {
+        int before = strong;
+        check_qformer(&s, g, &r);
+        in_qformer += strong - before;
+      }
       if (vision)
         check_site(&s, g, CHI_VISION, CHI_SITE_EMBED, -1, rnd_range(&r, 0, shape->stack[CHI_VISION].rows), &r);
       chi_grad_close(g);
     }
     randnet_free(&s.net);
   }
-  print_message("%d gradients at sites agree with finite differences\n", strong);
-  assert_true(strong > 300);
+  print_message("%d gradients at sites agree with finite differences, %d of them in Q-Formers\n", strong, in_qformer);
+  assert_true(strong > 300 && in_qformer > 20);
 }
 
 /* dL/dW of one matrix along a random rank-one direction u v^T. Adding h * (v.x) u to the matrix' output is the same as
@@ -198,22 +223,23 @@ static void test_weights(void **state) {
     rnd r = {seed * 11};
     int vision = seed % 3 == 0;
     if (make(&s, seed, vision)) {
-      for (int st = 0; st < 1 + vision; st++) {
-        chi_stack stack = st ? CHI_VISION : CHI_DECODER;
+      for (int st = 0; st < 1 + vision + s.net.net.has_qformer; st++) {
+        chi_stack stack = st == 2 ? CHI_QFORMER : st ? CHI_VISION : CHI_DECODER;
         int layers = chi_net_spec(&s.net.net, stack)->layers;
         if (layers < 1) continue;
         int layer = rnd_range(&r, 0, layers);
-        chi_block *b = st ? &s.net.net.vision.block[layer] : &s.net.net.decoder.block[layer];
+        chi_block *b = st == 2 ? &s.net.net.qformer.block[layer]
+                       : st    ? &s.net.net.vision.block[layer]
+                               : &s.net.net.decoder.block[layer];
         chi_linear *all[] = {&b->q, &b->k, &b->v, &b->o, &b->gate, &b->up, &b->down};
         for (int w = 0; w < 7; w++) {
           if (!all[w]->w.data) continue;
           check_weight(&s, stack, layer, (chi_weight)w, all[w], &r);
         }
       }
-      if (vision && s.net.net.projector.l2.w.data) {
-        check_weight(&s, CHI_PROJECTOR, 0, CHI_W_PROJ1, &s.net.net.projector.l1, &r);
+      if (vision) check_weight(&s, CHI_PROJECTOR, 0, CHI_W_PROJ1, &s.net.net.projector.l1, &r);
+      if (vision && s.net.net.projector.l2.w.data)
         check_weight(&s, CHI_PROJECTOR, 0, CHI_W_PROJ2, &s.net.net.projector.l2, &r);
-      }
     }
     randnet_free(&s.net);
   }

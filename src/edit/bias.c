@@ -66,6 +66,8 @@ static const chi_preset kPresets[] = {{.name = "ours",
                                                  .limit = NAN,
                                                  .goal = 0.95,
                                                  .kl = NAN,
-                                                 .contexts = NAN}},
+                                                 .contexts = NAN,
+                                                 .rank = NAN,
+                                                 .alpha = NAN}},
                                       {0}};
 const chi_method chi_method_bias = {.name = "bias", .presets = kPresets, .run = run};

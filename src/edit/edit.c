@@ -65,13 +65,14 @@ static const struct {
   size_t at;
   double lo, hi;
 } kHyper[] = {HYPER(steps, 0, 100000),
-              HYPER(lr, 0, 1e6), HYPER(stop, 0, 1e6), HYPER(decay, 0, 1e9), HYPER(clamp, 0, 1e9),
+              HYPER(lr, 0, 1e38), HYPER(stop, 0, 1e6), HYPER(decay, 0, 1e9), HYPER(clamp, 0, 1e9),
               HYPER(lambda, 0, 1e30), HYPER(shrink, 0, 1.0), HYPER(limit, 0, 1e9), HYPER(goal, 1e-9, 1 - 1e-9),
-              HYPER(kl, 0, 1e6), HYPER(contexts, 0, 1000)};
+              HYPER(kl, 0, 1e6), HYPER(contexts, 0, 1000),
+              HYPER(rank, 1, 4096), HYPER(alpha, 1e-6, 1e6)};
 /* clang-format on */
 enum { kHyperCount = sizeof kHyper / sizeof *kHyper };
-const char *const chi_hyper_names[] = {"steps",  "lr",    "stop", "decay", "clamp",    "lambda",
-                                       "shrink", "limit", "goal", "kl",    "contexts", NULL};
+const char *const chi_hyper_names[] = {"steps", "lr",   "stop", "decay",    "clamp", "lambda", "shrink",
+                                       "limit", "goal", "kl",   "contexts", "rank",  "alpha",  NULL};
 
 static double *field(chi_hyper *h, size_t at) { return (double *)(void *)((char *)h + at); }
 

@@ -28,6 +28,7 @@ typedef struct chi_hyper {
   double goal;   /* bias: probability to reach */
   double kl;       /* loss += kl * KL(changed || unchanged) at the constraint of the request's kl prompt */
   double contexts; /* prefixes before the question that the value must serve as well: how many are drawn */
+  double rank, alpha; /* lora: rank of the change; it is scaled by alpha / rank */
 } chi_hyper;
 /* "lr", "0.1"; lambda also "0.05kk", lr also "0.4z". Unknown names, unused ones and bad numbers are refused. */
 int chi_hyper_set(chi_hyper *h, const char *name, const char *text, chi_err *err);
@@ -58,7 +59,7 @@ typedef struct chi_edit_opts {
   const char *method, *preset; /* preset NULL = the method's first */
   int layer_lo, layer_hi;      /* ends included; -1 = the preset's */
   const chi_hyper *hyper;      /* NULL = the preset's */
-  int weight;                  /* ft: chi_weight of the layer */
+  int weight;                  /* ft, lora: chi_weight of the layer */
   const char *moments;         /* second moments of keys (edit/moments.h), or NULL = identity */
 } chi_edit_opts;
 

@@ -124,7 +124,9 @@ static const chi_preset kPresets[] = {
                .limit = NAN,
                .goal = NAN,
                .kl = 0,
-               .contexts = 0}},
+               .contexts = 0,
+               .rank = NAN,
+               .alpha = NAN}},
     {.name = "published",
      .doc = "GPT-J of the paper's code (layers 3 to 8, 5 prefixes, KL term); lambda is for its covariance",
      .layer_lo = 3,
@@ -139,6 +141,8 @@ static const chi_preset kPresets[] = {
                .limit = NAN,
                .goal = NAN,
                .kl = 0.0625,
-               .contexts = 5}},
+               .contexts = 5,
+               .rank = NAN,
+               .alpha = NAN}},
     {0}};
 const chi_method chi_method_memit = {.name = "memit", .presets = kPresets, .many = true, .run = run};

@@ -43,7 +43,9 @@ static const chi_preset kPresets[] = {
                .limit = NAN,
                .goal = NAN,
                .kl = 0,
-               .contexts = 0}},
+               .contexts = 0,
+               .rank = NAN,
+               .alpha = NAN}},
     {.name = "released",
      .doc = "defaults of the released script; its clamp of 1e-4 is expected to do nothing",
      .layer_lo = 2,
@@ -58,6 +60,8 @@ static const chi_preset kPresets[] = {
                .limit = NAN,
                .goal = NAN,
                .kl = 0,
-               .contexts = 0}},
+               .contexts = 0,
+               .rank = NAN,
+               .alpha = NAN}},
     {0}};
 const chi_method chi_method_multedit = {.name = "multedit", .presets = kPresets, .run = run};

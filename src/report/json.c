@@ -44,6 +44,14 @@ int chi_provenance_json(json_t **out, const chi_provenance *p, chi_err *err) {
     bad |= add_text(o, "prompt", p->prompt);
     bad |= add_text(o, "dtype", p->dtype);
     bad |= add_text(o, "isa", p->isa);
+    json_t *deltas = p->n_deltas ? json_array() : NULL;
+    for (int i = 0; i < p->n_deltas; i++) {
+      json_t *d = json_object();
+      bad |= add_text(d, "file", p->delta_file[i]);
+      bad |= add_text(d, "sha256", p->delta_sha256[i]);
+      bad |= json_array_append_new(deltas, d);
+    }
+    if (p->n_deltas) bad |= json_object_set_new(o, "deltas", deltas);
     /* JSON numbers end at 2^63 in most readers. */
     if (p->has_seed && p->seed <= INT64_MAX) {
       bad |= json_object_set_new(o, "seed", json_integer((json_int_t)p->seed));

@@ -19,6 +19,8 @@ typedef struct chi_provenance {
   const char *data_hash;
   const char *template_name, *prompt;
   const char *dtype, *isa;
+  const char *const *delta_file, *const *delta_sha256; /* [n_deltas]: edits that were in the weights, in order */
+  int n_deltas;
   bool has_seed;
   uint64_t seed;
 } chi_provenance;

@@ -5,32 +5,20 @@
 #include <string.h>
 
 #include "sweep/exec.h"
+#include "sweep/grad_internal.h"
 
-/* One stack's rows [r0, T) through layers [l0, layers). */
-typedef struct tape {
-  const chi_net *net;
-  chi_stack stack;
-  const chi_block_spec *s;
-  int32_t T, r0, m, l0;
-  int64_t D, nq, nkv, F;
-  int32_t *pos; /* [m] */
-  float *in;    /* [layers - l0 + 1][m][D]: residual stream entering each layer; the last leaves the stack */
-  float *k, *v; /* [layers][T][nkv]: rows before r0 are constant */
-  float *h, *q, *p, *mix, *attn, *mid, *h2, *gate, *up, *act, *mlp; /* of one layer */
-  float *kl, *vl;                                                   /* [T][nkv] of one layer, with interventions */
-  float **kb, **vb;
-  chi_arena arena;
-} tape;
+typedef chii_tape tape;
 
 struct chi_grad {
   const chi_net *net;
   chi_input in;
   bool vision;
-  tape dec, vis;
+  tape dec, vis, qf;
   float *start;                    /* [m][D]: decoder rows at (first_layer), constant part */
   float *embed;                    /* vision: [rows][d] */
   float *feat, *pact, *pre, *proj; /* projector: features, activation, its input, output */
-  float *x, *dx;                   /* [max rows][max d] */
+  float *states, *query; /* Q-Former: the tower's normed states, which it reads; its query rows before their norm */
+  float *x, *dx;         /* [max rows][max d] */
   chi_arena arena;
 };
 
@@ -57,8 +45,6 @@ static int tape_init(tape *t, const chi_net *net, chi_stack stack, int32_t T, in
               .nkv = (int64_t)s->kv_heads * s->head_dim,
               .F = s->ffn};
   int64_t m = t->m, nb = (T + CHI_KV_BLOCK - 1) / CHI_KV_BLOCK, L = s->layers;
-  if (s->post_norm || s->cross_every)
-    return chi_fail(err, CHI_ERR_UNSUPPORTED, "gradients through a Q-Former are not built yet");
   struct {
     float **to;
     int64_t rows, cols;
@@ -77,7 +63,9 @@ static int tape_init(tape *t, const chi_net *net, chi_stack stack, int32_t T, in
               {&t->act, m, t->F},
               {&t->mlp, m, t->D},
               {&t->kl, T, t->nkv},
-              {&t->vl, T, t->nkv}};
+              {&t->vl, T, t->nkv},
+              {&t->sum1, s->post_norm ? m : 0, t->D},
+              {&t->sum2, s->post_norm ? m : 0, t->D}};
   for (size_t i = 0; i < sizeof need / sizeof *need; i++)
     if (!(*need[i].to = floats(a, need[i].rows, need[i].cols, err))) return CHI_ERR_MEMORY;
   t->pos = chi_arena_array(a, (size_t)m, sizeof *t->pos, err);
@@ -103,8 +91,8 @@ static part part_of(const tape *t, const chi_intervention *iv, int64_t width) {
 
 /* y rows [r0, T) of a site; backward turns gradients round (SET and ZERO end them, SCALE scales, ADD lets them
  * pass). */
-static void touch(const tape *t, const chi_grad_step *st, chi_site site, int layer, float *y, int64_t width,
-                  bool backward) {
+void chii_grad_touch(const tape *t, const chi_grad_step *st, chi_site site, int layer, float *y, int64_t width,
+                     bool backward) {
   chi_exec x = {.net = t->net};
   for (int32_t k = 0; k < st->n_iv; k++) {
     const chi_intervention *iv = &st->iv[backward ? st->n_iv - 1 - k : k];
@@ -130,7 +118,8 @@ static int check_interventions(const chi_grad *g, const chi_grad_step *st, chi_e
     bool known = iv->op == CHI_OP_SET || iv->op == CHI_OP_ADD || iv->op == CHI_OP_SCALE || iv->op == CHI_OP_ZERO ||
                  iv->op == CHI_OP_NOISE || iv->op == CHI_OP_TOKEN || iv->op == CHI_OP_CUT;
     if (!known || iv->stack == CHI_PROJECTOR || iv->site == CHI_SITE_IMAGE_EMBED || iv->site == CHI_SITE_FINAL_NORM ||
-        iv->site == CHI_SITE_LOGITS || (iv->site == CHI_SITE_PATTERN && iv->op != CHI_OP_CUT))
+        iv->site == CHI_SITE_LOGITS || iv->site == CHI_SITE_X_PATTERN ||
+        (iv->site == CHI_SITE_PATTERN && iv->op != CHI_OP_CUT))
       return chi_fail(err, CHI_ERR_UNSUPPORTED, "gradients: '%s' at %s.%s is not differentiated", chi_op_name(iv->op),
                       chi_stack_name(iv->stack), chi_site_get(iv->site)->name);
     for (int32_t k = 0; iv->stack == CHI_DECODER && k < iv->n_rows; k++)
@@ -202,31 +191,44 @@ static int layer_forward(tape *t, const chi_grad_step *st, int layer, float *x, 
   const chi_block_spec *s = t->s;
   const chi_block *w = chi_net_block(t->net, t->stack, layer);
   int64_t m = t->m;
-  touch(t, st, CHI_SITE_RESID_PRE, layer, x, t->D, false);
+  chii_grad_touch(t, st, CHI_SITE_RESID_PRE, layer, x, t->D, false);
   memcpy(t->kl, t->k + (int64_t)layer * t->T * t->nkv, (size_t)t->T * (size_t)t->nkv * sizeof *t->kl);
   memcpy(t->vl, t->v + (int64_t)layer * t->T * t->nkv, (size_t)t->T * (size_t)t->nkv * sizeof *t->vl);
   float *k = t->kl + t->r0 * t->nkv, *v = t->vl + t->r0 * t->nkv;
   CHI_TRY(chi_block_qkv(s, w, &t->net->decoder.rope, x, t->pos, m, t->h, t->q, k, v, err));
-  touch(t, st, CHI_SITE_Q, layer, t->q, t->nq, false);
-  touch(t, st, CHI_SITE_K, layer, k, t->nkv, false);
-  touch(t, st, CHI_SITE_V, layer, v, t->nkv, false);
+  chii_grad_touch(t, st, CHI_SITE_Q, layer, t->q, t->nq, false);
+  chii_grad_touch(t, st, CHI_SITE_K, layer, k, t->nkv, false);
+  chii_grad_touch(t, st, CHI_SITE_V, layer, v, t->nkv, false);
   CHI_TRY(attend(t, st, layer, err));
-  touch(t, st, CHI_SITE_HEAD_OUT, layer, t->mix, t->nq, false);
+  chii_grad_touch(t, st, CHI_SITE_HEAD_OUT, layer, t->mix, t->nq, false);
   CHI_TRY(chi_block_o(w, s, t->mix, t->attn, m, err));
-  touch(t, st, CHI_SITE_ATTN_OUT, layer, t->attn, t->D, false);
+  chii_grad_touch(t, st, CHI_SITE_ATTN_OUT, layer, t->attn, t->D, false);
   memcpy(t->mid, x, (size_t)(m * t->D) * sizeof *x);
   chi_rows_add(t->mid, t->D, t->attn, t->D, m, t->D);
-  touch(t, st, CHI_SITE_RESID_MID, layer, t->mid, t->D, false);
-  chi_norm_rows(s, s->parallel ? &w->norm1 : &w->norm2, s->parallel ? x : t->mid, t->h2, m, t->D);
+  if (s->post_norm) {
+    memcpy(t->h, x, (size_t)(m * t->D) * sizeof *x); /* q, k and v read x itself */
+    memcpy(t->sum1, t->mid, (size_t)(m * t->D) * sizeof *x);
+    chi_norm_rows(s, &w->norm1, t->sum1, t->mid, m, t->D);
+  }
+  chii_grad_touch(t, st, CHI_SITE_RESID_MID, layer, t->mid, t->D, false);
+  if (chi_block_has_cross(s, layer)) CHI_TRY(chii_cross_forward(t, st, layer, t->mid, err));
+  if (s->post_norm)
+    memcpy(t->h2, t->mid, (size_t)(m * t->D) * sizeof *x);
+  else
+    chi_norm_rows(s, s->parallel ? &w->norm1 : &w->norm2, s->parallel ? x : t->mid, t->h2, m, t->D);
   CHI_TRY(chi_gemm(&w->up.w, t->h2, t->D, t->up, t->F, m, w->up.bias, err));
   if (s->gated) CHI_TRY(chi_gemm(&w->gate.w, t->h2, t->D, t->gate, t->F, m, w->gate.bias, err));
   chi_act_rows(s->act, s->gated ? t->gate : t->up, t->F, s->gated ? t->up : NULL, t->F, t->act, t->F, m, t->F);
-  touch(t, st, CHI_SITE_MLP_ACT, layer, t->act, t->F, false);
+  chii_grad_touch(t, st, CHI_SITE_MLP_ACT, layer, t->act, t->F, false);
   CHI_TRY(chi_block_down(s, w, t->act, t->mlp, m, err));
-  touch(t, st, CHI_SITE_MLP_OUT, layer, t->mlp, t->D, false);
+  chii_grad_touch(t, st, CHI_SITE_MLP_OUT, layer, t->mlp, t->D, false);
   memcpy(out, t->mid, (size_t)(m * t->D) * sizeof *out);
   chi_rows_add(out, t->D, t->mlp, t->D, m, t->D);
-  touch(t, st, CHI_SITE_RESID_POST, layer, out, t->D, false);
+  if (s->post_norm) {
+    memcpy(t->sum2, out, (size_t)(m * t->D) * sizeof *x);
+    chi_norm_rows(s, &w->norm2, t->sum2, out, m, t->D);
+  }
+  chii_grad_touch(t, st, CHI_SITE_RESID_POST, layer, out, t->D, false);
 out:
   return rc;
 }
@@ -260,9 +262,9 @@ static void give_site(const tape *t, const chi_grad_step *st, chi_site site, int
 }
 
 /* A site on the way back: its gradient is given, then passes the interventions. */
-static void pass(const tape *t, const chi_grad_step *st, chi_site site, int layer, float *d, int64_t width) {
+void chii_grad_pass(const tape *t, const chi_grad_step *st, chi_site site, int layer, float *d, int64_t width) {
   give_site(t, st, site, layer, d, width);
-  touch(t, st, site, layer, d, width, true);
+  chii_grad_touch(t, st, site, layer, d, width, true);
 }
 
 static void give_weight(const tape *t, const chi_grad_step *st, int layer, chi_weight which, const float *x,
@@ -286,7 +288,7 @@ static int mlp_back(tape *t, const chi_grad_step *st, int layer, const float *x,
   /* z->tmp holds d mlp_out */
   give_weight(t, st, layer, CHI_W_DOWN, t->act, z->tmp, t->D, t->F);
   CHI_TRY(chi_gemm_t(&w->down.w, z->tmp, t->D, z->da, t->F, m, err));
-  pass(t, st, CHI_SITE_MLP_ACT, layer, z->da, t->F);
+  chii_grad_pass(t, st, CHI_SITE_MLP_ACT, layer, z->da, t->F);
   chi_act_back(s->act, s->gated ? t->gate : t->up, s->gated ? t->up : NULL, z->da, s->gated ? z->dg : z->du, z->du, m,
                t->F);
   give_weight(t, st, layer, CHI_W_UP, t->h2, z->du, t->F, t->D);
@@ -296,7 +298,9 @@ static int mlp_back(tape *t, const chi_grad_step *st, int layer, const float *x,
     CHI_TRY(chi_gemm_t(&w->gate.w, z->dg, t->F, z->tmp, t->D, m, err));
     for (int64_t i = 0; i < n; i++) z->dh[i] += z->tmp[i];
   }
-  if (s->parallel)
+  if (s->post_norm)
+    for (int64_t i = 0; i < n; i++) dmid[i] += z->dh[i];
+  else if (s->parallel)
     chi_norm_back(s, &w->norm1, x, z->dh, z->dx, m, t->D, NULL, NULL);
   else
     chi_norm_back(s, &w->norm2, t->mid, z->dh, dmid, m, t->D, NULL, NULL);
@@ -321,16 +325,16 @@ static int attention_back(tape *t, const chi_grad_step *st, int layer, const flo
   size_t kv = (size_t)t->T * (size_t)t->nkv * sizeof(float);
   give_weight(t, st, layer, CHI_W_O, t->mix, z->dattn, t->D, t->nq);
   CHI_TRY(chi_gemm_t(&w->o.w, z->dattn, t->D, z->dmix, t->nq, m, err));
-  pass(t, st, CHI_SITE_HEAD_OUT, layer, z->dmix, t->nq);
+  chii_grad_pass(t, st, CHI_SITE_HEAD_OUT, layer, z->dmix, t->nq);
   if (st->on_pattern) CHI_TRY(give_pattern(t, st, layer, z->dmix, err));
   memset(z->dk, 0, kv);
   memset(z->dv, 0, kv);
   chi_attention_back(t->q, t->kl, t->vl, t->p, z->dmix, z->dq, z->dk, z->dv, m, t->T, s->heads, s->kv_heads,
                      s->head_dim, s->attn_scale);
   float *dk = z->dk + t->r0 * t->nkv, *dv = z->dv + t->r0 * t->nkv;
-  pass(t, st, CHI_SITE_Q, layer, z->dq, t->nq);
-  pass(t, st, CHI_SITE_K, layer, dk, t->nkv);
-  pass(t, st, CHI_SITE_V, layer, dv, t->nkv);
+  chii_grad_pass(t, st, CHI_SITE_Q, layer, z->dq, t->nq);
+  chii_grad_pass(t, st, CHI_SITE_K, layer, dk, t->nkv);
+  chii_grad_pass(t, st, CHI_SITE_V, layer, dv, t->nkv);
   if (s->rope_half > 0) {
     const chi_rope *r = &t->net->decoder.rope;
     chi_rope_back(z->dq, m, s->heads, s->head_dim, s->rope_half, t->pos, r->cos_t, r->sin_t);
@@ -344,9 +348,20 @@ static int attention_back(tape *t, const chi_grad_step *st, int layer, const flo
   for (int64_t i = 0; i < n; i++) z->dh[i] += z->tmp[i];
   CHI_TRY(chi_gemm_t(&w->v.w, dv, t->nkv, z->tmp, t->D, m, err));
   for (int64_t i = 0; i < n; i++) z->dh[i] += z->tmp[i];
-  chi_norm_back(s, &w->norm1, x, z->dh, z->dx, m, t->D, NULL, NULL);
+  if (s->post_norm)
+    for (int64_t i = 0; i < n; i++) z->dx[i] += z->dh[i];
+  else
+    chi_norm_back(s, &w->norm1, x, z->dh, z->dx, m, t->D, NULL, NULL);
 out:
   return rc;
+}
+
+/* Gradient behind a norm of sums -> before it, in place. tmp [m][D]. */
+static void norm_of_sum_back(const tape *t, const chi_norm *n, const float *sum, float *d, float *tmp) {
+  size_t bytes = (size_t)(t->m * t->D) * sizeof *d;
+  memset(tmp, 0, bytes);
+  chi_norm_back(t->s, n, sum, d, tmp, t->m, t->D, NULL, NULL);
+  memcpy(d, tmp, bytes);
 }
 
 /* d: gradient at resid_post on entry, at the layer's input on return. */
@@ -356,18 +371,22 @@ static int layer_back(tape *t, const chi_grad_step *st, int layer, float *d, scr
   size_t bytes = (size_t)n * sizeof(float);
   memcpy(x, layer_in(t, layer), bytes);
   CHI_TRY(layer_forward(t, st, layer, x, z->tmp, err)); /* fills the tape; x carries resid_pre's interventions */
-  pass(t, st, CHI_SITE_RESID_POST, layer, d, t->D);
+  const chi_block *w = chi_net_block(t->net, t->stack, layer);
+  chii_grad_pass(t, st, CHI_SITE_RESID_POST, layer, d, t->D);
+  if (t->s->post_norm) norm_of_sum_back(t, &w->norm2, t->sum2, d, z->tmp);
   memcpy(z->tmp, d, bytes);
-  pass(t, st, CHI_SITE_MLP_OUT, layer, z->tmp, t->D);
+  chii_grad_pass(t, st, CHI_SITE_MLP_OUT, layer, z->tmp, t->D);
   memset(z->dx, 0, bytes);
-  CHI_TRY(mlp_back(t, st, layer, x, d, z, err)); /* d becomes the gradient at resid_mid */
-  pass(t, st, CHI_SITE_RESID_MID, layer, d, t->D);
+  CHI_TRY(mlp_back(t, st, layer, x, d, z, err)); /* d becomes the gradient at what the MLP reads */
+  if (chi_block_has_cross(t->s, layer)) CHI_TRY(chii_cross_back(t, st, layer, d, err));
+  chii_grad_pass(t, st, CHI_SITE_RESID_MID, layer, d, t->D);
+  if (t->s->post_norm) norm_of_sum_back(t, &w->norm1, t->sum1, d, z->tmp);
   for (int64_t i = 0; i < n; i++) z->dx[i] += d[i];
   memcpy(z->dattn, d, bytes);
-  pass(t, st, CHI_SITE_ATTN_OUT, layer, z->dattn, t->D);
+  chii_grad_pass(t, st, CHI_SITE_ATTN_OUT, layer, z->dattn, t->D);
   CHI_TRY(attention_back(t, st, layer, x, z, err));
   memcpy(d, z->dx, bytes);
-  pass(t, st, CHI_SITE_RESID_PRE, layer, d, t->D);
+  chii_grad_pass(t, st, CHI_SITE_RESID_PRE, layer, d, t->D);
 out:
   return rc;
 }
@@ -448,14 +467,26 @@ out:
   return rc;
 }
 
+static int open_qformer(chi_grad *g, chi_err *err) {
+  const chi_net *net = g->net;
+  const chi_qformer *q = &net->qformer;
+  int64_t rows = net->vision.rows, d = net->vision.spec.d;
+  int rc = tape_init(&g->qf, net, CHI_QFORMER, q->queries, 0, 0, err);
+  if (rc) return rc;
+  g->states = floats(&g->arena, rows, d, err);
+  g->query = floats(&g->arena, q->queries, q->spec.d, err);
+  if (!g->states || !g->query) return CHI_ERR_MEMORY;
+  g->qf.cross = g->states;
+  g->qf.n_cross = (int32_t)rows;
+  return chii_cross_init(&g->qf, err);
+}
+
 static int open_vision(chi_grad *g, chi_err *err) {
   const chi_net *net = g->net;
   const chi_vision *v = &net->vision;
-  int64_t n = net->shape.n_image_rows, F = (int64_t)v->spec.d * v->n_features, ffn = net->projector.l1.w.n;
-  if (net->has_qformer || !net->projector.l2.w.n)
-    return chi_fail(err, CHI_ERR_UNSUPPORTED,
-                    "gradients through a Q-Former or a one-layer projector are not built yet");
+  int64_t n = net->shape.n_image_rows, F = (int64_t)v->spec.d * v->n_features, ffn = chi_net_project_ffn(net);
   int rc = tape_init(&g->vis, net, CHI_VISION, v->rows, 0, 0, err);
+  if (rc == 0 && net->has_qformer) rc = open_qformer(g, err);
   if (rc) return rc;
   g->embed = floats(&g->arena, v->rows, v->spec.d, err);
   g->feat = floats(&g->arena, v->rows, F, err);
@@ -499,29 +530,51 @@ void chi_grad_close(chi_grad *g) {
   if (!g) return;
   chi_arena_free(&g->dec.arena);
   chi_arena_free(&g->vis.arena);
+  chi_arena_free(&g->qf.arena);
   chi_arena_free(&g->arena);
   chi_free(g);
+}
+
+/* Rows that the projector reads. */
+static const float *projector_in(const chi_grad *g, int64_t *width) {
+  const chi_vision *v = &g->net->vision;
+  *width = chi_net_project_width(g->net);
+  return g->net->has_qformer ? layer_in(&g->qf, g->qf.s->layers) : g->feat + v->select * *width;
+}
+
+static int qformer_forward(chi_grad *g, const chi_grad_step *st, chi_err *err) {
+  const chi_net *net = g->net;
+  const chi_qformer *q = &net->qformer;
+  chi_net_vision_post(net, layer_in(&g->vis, g->vis.s->layers), g->states, net->vision.rows);
+  memcpy(g->query, q->query, (size_t)q->queries * (size_t)q->spec.d * sizeof(float));
+  chii_grad_touch(&g->qf, st, CHI_SITE_EMBED, -1, g->query, q->spec.d, false);
+  chi_qformer_embed(q, g->query, layer_in(&g->qf, 0), q->queries);
+  return stack_forward(&g->qf, st, err);
 }
 
 static int vision_forward(chi_grad *g, const chi_grad_step *st, chi_err *err) {
   int rc = 0;
   const chi_net *net = g->net;
   const chi_vision *v = &net->vision;
-  int64_t D = v->spec.d, F = D * v->n_features, n = net->shape.n_image_rows;
   const chi_projector *p = &net->projector;
+  int64_t D = v->spec.d, F = D * v->n_features, n = net->shape.n_image_rows, ffn = chi_net_project_ffn(net), width;
   memcpy(layer_in(&g->vis, 0), g->embed, (size_t)(v->rows * D) * sizeof(float));
-  touch(&g->vis, st, CHI_SITE_EMBED, -1, layer_in(&g->vis, 0), D, false);
+  chii_grad_touch(&g->vis, st, CHI_SITE_EMBED, -1, layer_in(&g->vis, 0), D, false);
   float *e = chi_calloc((size_t)(v->rows * D), sizeof *e, err);
   if (!e) return CHI_ERR_MEMORY;
   memcpy(e, layer_in(&g->vis, 0), (size_t)(v->rows * D) * sizeof *e);
   chi_net_vision_pre(net, e, layer_in(&g->vis, 0), v->rows);
   chi_free(e);
   CHI_TRY(stack_forward(&g->vis, st, err));
-  for (int32_t f = 0; f < v->n_features; f++)
+  for (int32_t f = 0; !net->has_qformer && f < v->n_features; f++)
     chi_rows_copy(g->feat + f * D, F, layer_in(&g->vis, v->feature[f]), D, v->rows, D);
-  CHI_TRY(chi_gemm(&p->l1.w, g->feat + v->select * F, F, g->pre, p->l1.w.n, n, p->l1.bias, err));
-  chi_act_rows(p->act, g->pre, p->l1.w.n, NULL, 0, g->pact, p->l1.w.n, n, p->l1.w.n);
-  CHI_TRY(chi_net_project_out(net, g->pact, g->proj, n, err));
+  if (net->has_qformer) CHI_TRY(qformer_forward(g, st, err));
+  const float *in = projector_in(g, &width);
+  if (ffn) {
+    CHI_TRY(chi_gemm(&p->l1.w, in, width, g->pre, ffn, n, p->l1.bias, err));
+    chi_act_rows(p->act, g->pre, ffn, NULL, 0, g->pact, ffn, n, ffn);
+  }
+  CHI_TRY(chi_net_project_out(net, ffn ? g->pact : in, g->proj, n, err));
   memcpy(g->start + g->in.image_row * g->dec.D, g->proj, (size_t)(n * g->dec.D) * sizeof(float));
 out:
   return rc;
@@ -540,28 +593,78 @@ static void add_feature(void *ud, int state, float *d) {
       chi_rows_add(d + r * D, D, f->d + r * F + k * D, D, 1, D);
 }
 
+/* dout [n][d]: gradient at the projector's output -> din [n][width], set. */
+static int projector_back(chi_grad *g, const chi_grad_step *st, const float *dout, float *din, chi_err *err) {
+  int rc = 0;
+  const chi_net *net = g->net;
+  const chi_projector *p = &net->projector;
+  int64_t n = net->shape.n_image_rows, ffn = chi_net_project_ffn(net), dd = net->decoder.spec.d, width;
+  const float *in = projector_in(g, &width);
+  chi_arena a = {0};
+  float *da = floats(&a, n, ffn, err), *dp = floats(&a, n, ffn, err);
+  tape pt = {.net = net, .stack = CHI_PROJECTOR, .s = &net->decoder.spec, .m = (int32_t)n, .T = (int32_t)n};
+  CHI_TRY(da && dp ? 0 : CHI_ERR_MEMORY);
+  give_site(&pt, st, CHI_SITE_MLP_OUT, 0, dout, dd);
+  if (!ffn) {
+    give_weight(&pt, st, 0, CHI_W_PROJ1, in, dout, dd, width);
+    rc = chi_gemm_t(&p->l1.w, dout, dd, din, width, n, err);
+    goto out;
+  }
+  give_weight(&pt, st, 0, CHI_W_PROJ2, g->pact, dout, dd, ffn);
+  CHI_TRY(chi_gemm_t(&p->l2.w, dout, dd, da, ffn, n, err));
+  give_site(&pt, st, CHI_SITE_MLP_ACT, 0, da, ffn);
+  chi_act_back(p->act, g->pre, NULL, da, dp, dp, n, ffn);
+  give_weight(&pt, st, 0, CHI_W_PROJ1, in, dp, ffn, width);
+  CHI_TRY(chi_gemm_t(&p->l1.w, dp, ffn, din, width, n, err));
+out:
+  chi_arena_free(&a);
+  return rc;
+}
+
+/* dq [queries][d]: gradient at the Q-Former's output; dx [vision.rows][d] becomes that at the tower's last states. */
+static int qformer_back(chi_grad *g, const chi_grad_step *st, float *dq, float *dx, chi_err *err) {
+  int rc = 0;
+  const chi_net *net = g->net;
+  const chi_qformer *q = &net->qformer;
+  const chi_vision *v = &net->vision;
+  int64_t D = q->spec.d, rows = v->rows, vd = v->spec.d;
+  chi_block_spec post = v->spec;
+  float *de = chi_calloc((size_t)(q->queries * D), sizeof *de, err);
+  post.eps = v->post_eps;
+  if (!de) return CHI_ERR_MEMORY;
+  memset(g->qf.dcross, 0, (size_t)(rows * vd) * sizeof(float));
+  CHI_TRY(stack_back(&g->qf, st, dq, NULL, NULL, err));
+  chi_norm_back(&q->spec, &q->embed, g->query, dq, de, q->queries, D, NULL, NULL);
+  chii_grad_pass(&g->qf, st, CHI_SITE_EMBED, -1, de, D);
+  if (!v->post.w) {
+    memcpy(dx, g->qf.dcross, (size_t)(rows * vd) * sizeof *dx);
+    goto out;
+  }
+  give_site(&g->vis, st, CHI_SITE_FINAL_NORM, -1, g->qf.dcross, vd);
+  chi_norm_back(&post, &v->post, layer_in(&g->vis, g->vis.s->layers), g->qf.dcross, dx, rows, vd, NULL, NULL);
+out:
+  chi_free(de);
+  return rc;
+}
+
 /* d: gradient at the decoder's input rows. */
 static int vision_back(chi_grad *g, const chi_grad_step *st, const float *d, chi_err *err) {
   int rc = 0;
   const chi_net *net = g->net;
   const chi_vision *v = &net->vision;
-  const chi_projector *p = &net->projector;
-  int64_t D = v->spec.d, F = D * v->n_features, n = net->shape.n_image_rows, ffn = p->l1.w.n, dd = net->decoder.spec.d;
+  int64_t D = v->spec.d, width = chi_net_project_width(net), n = net->shape.n_image_rows;
   chi_arena a = {0};
-  const float *dout = d + g->in.image_row * dd;
-  float *da = floats(&a, n, ffn, err), *dp = floats(&a, n, ffn, err), *df = floats(&a, v->rows, F, err),
-        *dx = floats(&a, v->rows, D, err);
-  float *de = floats(&a, v->rows, D, err);
-  tape pt = {.net = net, .stack = CHI_PROJECTOR, .s = &net->decoder.spec, .m = (int32_t)n, .T = (int32_t)n};
-  CHI_TRY(da && dp && df && dx && de ? 0 : CHI_ERR_MEMORY);
-  give_site(&pt, st, CHI_SITE_MLP_OUT, 0, dout, dd);
-  give_weight(&pt, st, 0, CHI_W_PROJ2, g->pact, dout, dd, ffn);
-  CHI_TRY(chi_gemm_t(&p->l2.w, dout, dd, da, ffn, n, err));
-  give_site(&pt, st, CHI_SITE_MLP_ACT, 0, da, ffn);
-  chi_act_back(p->act, g->pre, NULL, da, dp, dp, n, ffn);
-  give_weight(&pt, st, 0, CHI_W_PROJ1, g->feat + v->select * F, dp, ffn, F);
-  CHI_TRY(chi_gemm_t(&p->l1.w, dp, ffn, df + v->select * F, F, n, err));
-  CHI_TRY(stack_back(&g->vis, st, dx, add_feature, &(features){g, df}, err));
+  const float *dout = d + g->in.image_row * net->decoder.spec.d;
+  float *df = floats(&a, n + v->rows, width, err), *dx = floats(&a, v->rows, D, err), *de = floats(&a, v->rows, D, err);
+  CHI_TRY(df && dx && de ? 0 : CHI_ERR_MEMORY);
+  if (net->has_qformer) {
+    CHI_TRY(projector_back(g, st, dout, df, err));
+    CHI_TRY(qformer_back(g, st, df, dx, err));
+    CHI_TRY(stack_back(&g->vis, st, dx, NULL, NULL, err));
+  } else {
+    CHI_TRY(projector_back(g, st, dout, df + v->select * width, err));
+    CHI_TRY(stack_back(&g->vis, st, dx, add_feature, &(features){g, df}, err));
+  }
   if (v->pre.w)
     chi_norm_back(&v->spec, &v->pre, g->embed, dx, de, v->rows, D, NULL,
                   NULL); /* embed interventions: none in between */
@@ -624,14 +727,14 @@ int chi_grad_run(chi_grad *g, const chi_grad_step *st, double *loss, chi_err *er
   if (g->vision) CHI_TRY(vision_forward(g, st, err));
   memcpy(layer_in(t, t->l0), g->start, (size_t)(t->m * t->D) * sizeof *d);
   if (t->l0 == 0) {
-    touch(t, st, CHI_SITE_EMBED, -1, layer_in(t, 0), t->D, false);
+    chii_grad_touch(t, st, CHI_SITE_EMBED, -1, layer_in(t, 0), t->D, false);
     for (int32_t i = 0; i < t->m; i++) chi_net_add_position(g->net, layer_in(t, 0) + i * t->D, t->r0 + i);
   }
   CHI_TRY(stack_forward(t, st, err));
   CHI_TRY(head(g, st, d, loss, err));
   if (st->forward_only) goto out;
   CHI_TRY(stack_back(t, st, d, NULL, NULL, err));
-  if (t->l0 == 0) pass(t, st, CHI_SITE_EMBED, -1, d, t->D);
+  if (t->l0 == 0) chii_grad_pass(t, st, CHI_SITE_EMBED, -1, d, t->D);
   if (g->vision) CHI_TRY(vision_back(g, st, d, err));
 out:
   chi_fp_end(fp);

@@ -3,7 +3,7 @@
  * A session holds one input. What lies before (first_row, first_layer) of the decoder is constant over its steps: keys and
  * values of earlier rows and the residual stream of the later rows at first_layer are computed once, so a step costs the
  * suffix rows of the later layers only (an editor that shifts one value: tens of rows). With vision, everything is live:
- * first_row and first_layer are 0 and the tower and projector are run and differentiated as well.
+ * first_row and first_layer are 0 and the tower, Q-Former and projector are run and differentiated as well.
  *
  * Interventions of a step act as in a plan (SET, ADD, SCALE, ZERO, NOISE, TOKEN at decoder sites; CUT at pattern); the
  * gradient at a site is with respect to its value after them: that of a vector that is added there. */
@@ -17,7 +17,7 @@ typedef enum chi_weight { CHI_W_Q, CHI_W_K, CHI_W_V, CHI_W_O, CHI_W_GATE, CHI_W_
 const char *chi_weight_name(chi_weight w); /* "q", ..., "down", "proj1", "proj2" */
 
 typedef struct chi_grad_site {
-  chi_stack stack;    /* vision, projector or decoder */
+  chi_stack stack;    /* vision, qformer, projector or decoder; final_norm: decoder, and vision where a Q-Former reads it */
   chi_site site;
   int layer;          /* -1 where the site is not per layer */
   const int32_t *rows;
