@@ -209,13 +209,22 @@ static int contributions(chii_study *s, const chii_view *right, const chii_view 
     snprintf(name, sizeof name, "contributions-%s", w ? "words-last" : "image-words");
     CHI_TRY(chii_series_chart(s, title, "norm", name, list, n, 0, err));
   }
-  chii_series late[2];
-  snprintf(kind, sizeof kind, "%simage>words/late", prefix);
-  set(&late[0], all, kind, "late patches");
-  snprintf(kind, sizeof kind, "%simage>words/late_even", prefix);
-  set(&late[1], all, kind, "with even attention");
+  static const struct {
+    const char *kind, *label;
+  } kLate[] = {{"late", "late patches"},
+               {"late_even", "with even attention"},
+               {"late_flipped", "picture upside down: last rows"},
+               {"late_flipped_content", "picture upside down: same content"},
+               {"late_shuffled", "patches shuffled: last rows"},
+               {"late_shuffled_content", "patches shuffled: same content"}};
+  enum { kLateSeries = sizeof kLate / sizeof *kLate };
+  chii_series late[kLateSeries];
+  for (int i = 0; i < kLateSeries; i++) {
+    snprintf(kind, sizeof kind, "%simage>words/%s", prefix, kLate[i].kind);
+    set(&late[i], all, kind, kLate[i].label);
+  }
   CHI_TRY(chii_series_chart(s, "Share of the picture's last patches", "share of the norms", "contributions-late", late,
-                            2, 0, err));
+                            kLateSeries, 0, err));
   CHI_TRY(patches(s, all, err));
 out:
   return rc;
