@@ -1,4 +1,4 @@
-/* MMEdit's measures against PyTorch (tools/ref/mmedit_ref.py): two tiny models, protocols E3 and E4, 56 records, two edits;
+/* MMEdit's measures against PyTorch (tools/ref/mmedit_ref.py): two tiny models, E3 and E4, 56 records, two edits; and what
  * and what must hold exactly: no edit keeps everything. */
 #include <math.h>
 #include <stdio.h>
@@ -113,8 +113,7 @@ static void test_pytorch(void **state) {
   chi_st_close(st);
 }
 
-/* No edit: every locality is 1 and every KL 0, exactly; and the greedy answer begins with the target where all of its tokens
- * are the most likely ones. */
+/* No edit: every locality is 1 and every KL 0, exactly. */
 static void test_nothing_moves(void **state) {
   (void)state;
   chi_dataset *d = NULL;

@@ -1,5 +1,5 @@
-/* MMEdit's files: records of eleven texts (E-VQA, E-IC, VLKEB), and the two pools that their unrelated questions are from.
- * What is odd in the published files is kept as it is, and counted. */
+/* MMEdit's files: records of eleven texts (E-VQA, E-IC, VLKEB), and the pools that their unrelated questions are from. What
+ * is odd in the published files is kept as it is, and counted. */
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -263,8 +263,8 @@ static const char *base_name(const char *path) {
   return slash ? slash + 1 : path;
 }
 
-/* Rows of this file whose picture, text question or picture of the unrelated question the other file has; each of these is
- * noted on its first row, so that the count is one of pictures and questions. */
+/* Rows of this file whose picture, text question or picture of the unrelated question the other file has; each of these
+ * is noted on its first row, so that the count is one of pictures and questions. */
 static int against_records(chii_reader *r, const json_t *list, const json_t *other, const char *path, chi_err *err) {
   static const struct {
     const char *key;

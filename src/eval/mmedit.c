@@ -244,7 +244,9 @@ static int generate(chi_mm_answer *to, const chi_mm_case *c, const mm_ask *a, co
   to->right = chi_answer_same(said, target);
   size_t len = strcspn(said, "\n");
   while (len && strchr(" \t\r", said[len - 1])) len--;
-  snprintf(to->said, sizeof to->said, "%.*s", (int)(len < sizeof to->said ? len : sizeof to->said - 1), said);
+  if (len >= sizeof to->said) /* cut between letters */
+    for (len = sizeof to->said - 1; len && ((unsigned char)said[len] & 0xC0) == 0x80;) len--;
+  snprintf(to->said, sizeof to->said, "%.*s", (int)len, said);
 out:
   chi_free(text);
   chi_free(id);
@@ -401,4 +403,27 @@ int chi_mm_after(chi_mm_case *c, const chi_model *m, chi_err *err) {
 out:
   forget(c);
   return rc;
+}
+
+void chi_mm_pretend(chi_mm_case *c, bool all) {
+  for (int k = 0; k < CHI_MM_INPUTS; k++) {
+    chi_mm_answer *x = &c->r.after[k];
+    *x = c->r.before[k];
+    if (!x->asked || (k != CHI_MM_EDIT && !all)) continue;
+    x->acc = x->exact = 1;
+    x->nll = 0;
+    x->pred = x->label;
+    if (isfinite(x->right)) x->right = 1;
+    snprintf(x->said, sizeof x->said, "%s", isfinite(x->right) ? c->e->alt : "");
+  }
+  for (int i = 0; i < c->n_asks - PORTS; i++) {
+    chi_mm_answer *x = &c->r.port_after[i];
+    *x = c->r.port_before[i];
+    if (x->asked && all) x->acc = x->exact = 1, x->nll = 0, x->pred = x->label;
+  }
+  for (int s = 0; s < CHI_MM_SIDES; s++) {
+    const mm_seen *w = &c->was[s];
+    if (!c->ask[TEXT + s].n) continue;
+    c->r.local[s] = (chi_mm_local){.asked = true, .same = 1, .answer = 1, .rows = w->rows, .n = w->n};
+  }
 }

@@ -7,7 +7,7 @@
  *   vlkeb  all bare (Huang et al. 2024)
  *   own    all in the model's own template, special tokens included: for models that answer nothing else
  *
- * E1 and E2 are left out: they scored labels that the model never saw (docs/editing.md). In all but `own`, no BOS and no EOS;
+ * E1 and E2 are left out: they scored labels that the model never saw (docs/mmedit.md). In all but `own`, no BOS and no EOS;
  * the answer stands behind a space; its tokens are those of the whole text behind as many tokens as the prompt alone has, and
  * teacher forcing reads the most likely token at each. Per record and input:
  *   acc     share of the answer's tokens that are the most likely ones
@@ -72,6 +72,8 @@ void chi_mm_case_free(chi_mm_case *c); /* NULL-safe */
 /* Everything before the edit; then, in the edited model, everything after. */
 int chi_mm_before(chi_mm_case *c, const chi_model *m, chi_err *err);
 int chi_mm_after(chi_mm_case *c, const chi_model *m, chi_err *err);
+/* Instead of chi_mm_after: what a perfect edit (all) or a table of edited questions would have given. */
+void chi_mm_pretend(chi_mm_case *c, bool all);
 const chi_mm_result *chi_mm_result_of(const chi_mm_case *c);
 /* The edit that the record asks for: prompt and target tokens, borrowed from the case; row: as chi_edit_row. */
 int chi_mm_request(chi_request *out, const chi_mm_case *c, const chi_model *m, const char *at, chi_err *err);
