@@ -6,11 +6,12 @@
 
 #include "cli.h"
 #include "report/attribute_report.h"
+#include "report/heads_report.h"
 
 typedef struct args {
   cli_common c;
-  const char *answer, *versus, *heads, *out, *compare, *dump_plan;
-  int64_t neurons, attn_neurons, views, words, top;
+  const char *answer, *versus, *heads, *zero, *out, *compare, *dump_plan;
+  int64_t query, neurons, attn_neurons, views, words, top;
   double eps;
 } args;
 static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .heads = "1", .words = 10, .top = 10, .eps = -1};
@@ -27,6 +28,10 @@ static const cli_opt kOpts[] = {
      .doc = "also the N best MLP neurons (scores every one: as dear as many forward passes on large models)"},
     {.name = "--attn-neurons", .arg = "N", .kind = CLI_INT, CLI_AT(args, attn_neurons), .min = 0, .max = 1e6,
      .doc = "also the N best value dimensions of single positions of the scored heads"},
+    {.name = "--query", .arg = "N", .kind = CLI_INT, CLI_AT(args, query), .min = 0, .max = 1e6,
+     .doc = "what activated those value neurons (--attn-neurons, else --neurons): components, N earlier MLP neurons"},
+    {.name = "--zero-heads", .arg = "LIST", .kind = CLI_STR, CLI_AT(args, zero),
+     .doc = "heads that write nothing: scores of that run, e.g. 22_27,19_6"},
     {.name = "--views", .arg = "N", .kind = CLI_INT, CLI_AT(args, views), .min = 0, .max = 10000,
      .doc = "also vocabulary views of each scored head's N best positions: input, key, value, written"},
     {.name = "--words", .arg = "K", .kind = CLI_INT, CLI_AT(args, words), .min = 1, .max = 1000,
@@ -101,6 +106,29 @@ out:
   return rc;
 }
 
+/* The query side, behind everything else: as text, and as query.json. */
+static int add_query(const args *a, const chi_attribution *t, const chi_provenance *prov, json_t *j, chi_str *text,
+                     chi_str *files, chi_err *err) {
+  int rc = 0;
+  char path[4096];
+  chi_qside *q = NULL;
+  json_t *whole = NULL;
+  if (a->query <= 0) return 0;
+  CHI_TRY(chi_qside_run(&q, t, a->attn_neurons == 0, (int32_t)a->query, err));
+  if (j) CHI_TRY(json_object_set_new(j, "query", chi_qside_json(q, t)) ? CHI_ERR_MEMORY : 0);
+  CHI_TRY(chi_qside_summary(q, t, cli_width(), (int)a->top, text, err));
+  if (!a->out) goto out;
+  CHI_TRY(chi_report_json(&whole, "query", prov, err));
+  CHI_TRY(json_object_set_new(whole, "query", chi_qside_json(q, t)) ? CHI_ERR_MEMORY : 0);
+  CHI_TRY(chi_path_join(path, sizeof path, a->out, "query.json", err));
+  CHI_TRY(chi_json_save(whole, path, err));
+  chi_str_add(files, " query.json");
+out:
+  json_decref(whole);
+  chi_qside_free(q);
+  return rc;
+}
+
 static int run(cli *c, void *v, chi_err *err) {
   const args *a = v;
   int rc = 0, lines = 0, differ = 0;
@@ -108,7 +136,7 @@ static int run(cli *c, void *v, chi_err *err) {
   chi_model *m = NULL;
   chi_prompt *p = NULL;
   chi_attribution *t = NULL;
-  chi_attr_head *heads = NULL;
+  chi_attr_head *heads = NULL, *zero = NULL;
   chi_str text = {0}, files = {0};
   json_t *j = NULL, *published = NULL;
   chi_plan *plan = NULL;
@@ -126,6 +154,8 @@ static int run(cli *c, void *v, chi_err *err) {
   CHI_TRY(cli_make_prompt(&p, c, m, image, question, false, err));
   CHI_TRY(parse_heads(&o, &heads, m, a->heads, err));
   CHI_TRY(parse_tokens(&o, a, m, p, err));
+  if (a->zero) CHI_TRY(chi_attr_heads_parse(&zero, &o.n_zero, m, a->zero, err));
+  o.zero = zero;
   if (a->compare) CHI_TRY(load_published(&published, &o, &heads, a, m, err));
   CHI_TRY(cli_provenance(&prov, c, m, p, image, err));
   CHI_TRY(chi_attribute_run(&t, m, p, &o, err));
@@ -140,9 +170,11 @@ static int run(cli *c, void *v, chi_err *err) {
     if (differ) rc = chi_fail(err, CHI_ERR_FORMAT, "%d of %d values differ from the published ones", differ, lines);
   } else if (a->c.json) {
     CHI_TRY(chi_attribution_json(&j, t, &prov, err));
+    CHI_TRY(add_query(a, t, &prov, j, &text, &files, err));
     CHI_TRY(cli_print_json(j, err));
   } else {
     CHI_TRY(chi_attribution_summary(t, cli_width(), (int)a->top, &text, err));
+    CHI_TRY(add_query(a, t, &prov, NULL, &text, &files, err));
     if (a->out) chi_str_addf(&text, "\nwrote %s/: %s\n", a->out, files.s ? files.s : "");
     CHI_TRY(cli_print(&text, err));
   }
@@ -153,6 +185,7 @@ out:
   chi_str_free(&files);
   chi_attribution_free(t);
   chi_free(heads);
+  chi_free(zero);
   chi_prompt_free(p);
   chi_model_free(m);
   return rc;

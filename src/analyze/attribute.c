@@ -19,6 +19,32 @@ const float *chii_state(const chii_attr *x, int site, int layer) {
 static const float *final_state(const chii_attr *x) { return x->states->state[x->k->layers * CHII_SITES].values; }
 static const float *last_logits(const chii_attr *x) { return x->states->state[x->k->layers * CHII_SITES + 1].values; }
 
+/* The branch that is looked at: the root, or its child without some heads. */
+int chii_attr_zero(chi_plan *plan, const chi_attribution *a, int *branch, chi_err *err) {
+  int rc = 0;
+  int32_t *rows = NULL;
+  if (a->opts.n_zero == 0) return 0;
+  CHI_TRY((rows = chi_calloc((size_t)a->prompt->n_rows, sizeof *rows, err)) ? 0 : CHI_ERR_MEMORY);
+  for (int32_t i = 0; i < a->prompt->n_rows; i++) rows[i] = i;
+  CHI_TRY(chi_plan_child(plan, *branch, branch, err));
+  for (int32_t i = 0; i < a->opts.n_zero; i++) {
+    chi_attr_head h = a->opts.zero[i];
+    chi_intervention iv = {.op = CHI_OP_ZERO,
+                           .stack = CHI_DECODER,
+                           .site = CHI_SITE_HEAD_OUT,
+                           .layer_lo = h.layer,
+                           .layer_hi = h.layer + 1,
+                           .rows = rows,
+                           .n_rows = a->prompt->n_rows,
+                           .part_lo = h.head,
+                           .part_hi = h.head + 1};
+    CHI_TRY(chi_plan_intervene(plan, *branch, &iv, 0, err));
+  }
+out:
+  chi_free(rows);
+  return rc;
+}
+
 /* The last row everywhere, all rows of v. */
 int chi_attribution_plan(chi_plan **out, const chi_attribution *a, chi_err *err) {
   int rc = 0, root, layers = a->model->net.decoder.spec.layers;
@@ -31,6 +57,7 @@ int chi_attribution_plan(chi_plan **out, const chi_attribution *a, chi_err *err)
   for (int32_t i = 0; i < p->n_rows; i++) rows[i] = i;
   CHI_TRY(chi_plan_new(&plan, err));
   CHI_TRY(chi_plan_root(plan, &in, &root, err));
+  CHI_TRY(chii_attr_zero(plan, a, &root, err));
   c.branch = root;
   for (int l = 0; l <= layers; l++) {
     for (int s = 0; s < (l < layers ? (int)CHII_SITES : 2); s++) {
@@ -421,6 +448,15 @@ out:
   return rc;
 }
 
+/* The heads that are off, for plans made after the run. */
+static int keep_zero(chi_attribution *a, const chi_attribute_opts *o, chi_err *err) {
+  chi_attr_head *z = chi_arena_array(&a->arena, (size_t)o->n_zero, sizeof *z, err);
+  if (!z) return CHI_ERR_MEMORY;
+  if (o->n_zero) memcpy(z, o->zero, (size_t)o->n_zero * sizeof *z);
+  a->opts.zero = z;
+  return 0;
+}
+
 int chi_attribute_run(chi_attribution **out, const chi_model *m, const chi_prompt *p, const chi_attribute_opts *o,
                       chi_err *err) {
   int rc = 0;
@@ -431,6 +467,8 @@ int chi_attribute_run(chi_attribution **out, const chi_model *m, const chi_promp
   a->model = m, a->prompt = p, a->opts = *o;
   CHI_TRY(alloc_scores(&x));
   for (int i = 0; o->heads && i < o->n_heads; i++) CHI_TRY(check_head(m, o->heads[i], err));
+  for (int i = 0; i < o->n_zero; i++) CHI_TRY(check_head(m, o->zero[i], err));
+  CHI_TRY(keep_zero(a, o, err));
   if (o->by_picture && p->n_image == 0) {
     rc = chi_fail(err, CHI_ERR_ARG, "heads cannot be chosen by the picture: the prompt has none");
     goto out;

@@ -48,6 +48,8 @@ typedef struct chi_attribute_opts {
   bool by_picture;            /* the n_heads best by the logit that they draw from the picture, not by increase */
   int32_t n_neurons, n_attn_neurons; /* the so many best are kept; 0 = none are scored. Attention: of the scored heads */
   int32_t n_views, n_words;   /* vocabulary views of the so many best positions of each scored head, n_words each */
+  const chi_attr_head *zero;  /* heads that write nothing, in any row: the scores are those of that run */
+  int32_t n_zero;
   bool slow;                  /* positions one by one through the whole head: the definition, for tests */
   size_t mem;
 } chi_attribute_opts;

@@ -35,6 +35,7 @@ int chii_attr_order(const chi_attr_score *s, int32_t n, int32_t *order, chi_err 
 void chii_attr_weighted(const chii_attr *x, chi_attr_head h, int64_t p, int64_t m, float *in, int64_t ld, int64_t at);
 int chii_attr_written(chii_attr *x, chi_attr_head h, int64_t p, int64_t m, float *out);
 int chii_attr_head_map(chii_attr *x, chi_attr_head h, float *map);
+int chii_attr_zero(chi_plan *plan, const chi_attribution *a, int *branch, chi_err *err);
 int chii_attr_edges(chii_attr *x); /* edge, picture, reads */
 int chii_attr_neurons(chii_attr *x);
 int chii_attr_attn_neurons(chii_attr *x);

@@ -256,6 +256,7 @@ int chii_attr_views(chii_attr *x) {
   a->n_views = n * a->n_positions;
   CHI_TRY(chi_plan_new(&plan, x->err));
   CHI_TRY(chi_plan_root(plan, &in, &root, x->err));
+  CHI_TRY(chii_attr_zero(plan, a, &root, x->err));
   for (int i = 0; i < a->n_positions; i++) CHI_TRY(choose_rows(x, i, n, a->view + i * n));
   for (int i = 0; i < a->n_views; i++)
     CHI_TRY(want_view(plan, root, a->pos_head[a->view[i].head].layer, &a->view[i].row, x->err));

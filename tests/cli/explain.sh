@@ -28,3 +28,13 @@ works 'goes on after half a line' $fair -o "$T/b"
 check 'the same items' cmp "$T/a/items.jsonl" "$T/b/items.jsonl"
 check 'the same table' cmp "$T/a/attribution-test.csv" "$T/b/attribution-test.csv"
 fails 1 'belongs to another test' 'other settings on the same log' $fair -o "$T/a" --seed 9
+
+works 'heads' heads "$tiny" "$picture" "$question" --neurons 3 --head 1_2 -o "$T/heads" --dump-plan "$T/heads.plan" --quiet
+check 'heads: its plan runs' "$chiasm" run "$tiny" --plan "$T/heads.plan" --quiet
+fails 2 '--head takes one head' 'heads: two heads' heads "$tiny" Why --neurons 3 --head 1_2,1_3
+fails 1 'there is no head 7_0' 'heads: no such head' heads "$tiny" Why --neurons 3 --head 7_0
+works 'query side' attribute "$tiny" "$picture" "$question" --attn-neurons 5 --query 4 -o "$T/query" --quiet
+check 'query side: a file' grep -q '"embedding"' "$T/query/query.json"
+works 'attribute without heads' attribute "$tiny" Why --zero-heads 0_0,1_1 --quiet
+fails 1 'there is no head 4_0' 'attribute: zero a head that does not exist' attribute "$tiny" Why --zero-heads 4_0
+fails 1 'needs value neurons' 'query side of nothing' attribute "$tiny" Why --query 4
