@@ -34,7 +34,8 @@ int chi_pictures_find(char ***list, size_t *n, chi_arena *a, const char *path, u
   CHI_TRY(chi_grow(&grown, &cap, 1, sizeof *all, err));
   all = grown;
   if (!dir) CHI_TRY((all[(*n)++] = chi_arena_strdup(a, path, err)) ? 0 : CHI_ERR_MEMORY);
-  for (struct dirent *e; dir && (e = readdir(dir));) {
+  /* cppcheck-suppress readdirCalled ; safe on a stream of one's own */
+  for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
     if (!is_picture(e->d_name)) continue;
     if (*n == kMaxPictures) {
       rc = chi_fail(err, CHI_ERR_ARG, "%s holds more than %d pictures", path, kMaxPictures);
