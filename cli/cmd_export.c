@@ -77,7 +77,7 @@ static int run(cli *c, void *v, chi_err *err) {
   CHI_TRY(cli_load_deltas(&list, c, m, err));
   CHI_TRY(chi_export(m, list, (size_t)c->common->apply.n, c->pos[1], types[a->dtype], err));
   chi_dtype_choice same = m->net.compute == CHI_COMPUTE_BF16 ? CHI_DTYPE_BF16 : CHI_DTYPE_F32;
-  CHI_TRY(chi_model_open(&after, c->pos[1], same, err));
+  CHI_TRY(chi_model_open_with(&after, c->pos[1], c->common->mmproj, same, err));
   CHI_TRY(compare(&s, c, list, m, after, err));
   chi_str_addf(&s, "wrote %s\n", c->pos[1]);
   CHI_TRY(cli_print(&s, err));
@@ -98,8 +98,8 @@ const cli_command cmd_export = {
     .defaults = &kDefaults,
     .run = run,
     .text =
-        "Writes MODEL with the deltas of --apply as an ordinary Hugging Face folder, which must not exist yet, and "
-        "asks\n"
-        "the deltas' own questions before and after: narrow types eat small edits. MODEL itself is only read.",
+        "Writes MODEL with the deltas of --apply as an ordinary Hugging Face folder, or as a GGUF file where MODEL is\n"
+        "one; OUT must not exist yet. Asks the deltas' own questions before and after: narrow types eat small edits.\n"
+        "MODEL itself is only read. Edited tensors of a GGUF file are F16 or F32, never quantised again.",
     .examples = "chiasm export demo edited --apply fact.delta --export-dtype f32",
 };

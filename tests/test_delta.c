@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "edit/edit.h"
+#include "file/gguf.h"
 #include "support/support.h"
 
 static const char *const kTiny = "tests/fixtures/tiny-gqa";
@@ -227,6 +228,60 @@ static void test_export(void **state) {
   }
 }
 
+/* A GGUF file again: the edited matrix is F32 (or F16) and what memory held, all other tensors and keys are the base's. */
+static void test_export_gguf(void **state) {
+  (void)state;
+  static const char *const files[] = {"llama-q8_0", "llama-f16", "qwen2", "gpt2"};
+  for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+    char from[128], name[64], hash[65], again[65];
+    snprintf(from, sizeof from, "tests/fixtures/gguf/%s.gguf", files[i]);
+    snprintf(name, sizeof name, "%s.gguf", files[i]);
+    const char *out = tmp_path(name);
+    chi_model *m = open_model(from), *e;
+    chi_delta *d = NULL, *both = make(m, "x", 0.1f);
+    const chi_delta_part *p = &both->part[0];
+    chi_undo u = {0};
+    assert_works(chi_delta_new(&d, "made-up", err));
+    assert_works(chi_delta_add(d, p->stack, p->layer, p->which, p->n, p->k, p->rank, p->u, p->v, err));
+    assert_works(chi_sha256_file(hash, from, err));
+    assert_works(chi_export(m, &d, 1, out, "f32", err));
+    assert_works(chi_sha256_file(again, from, err));
+    assert_string_equal(hash, again);
+    e = open_model(out);
+    assert_works(chi_delta_apply(d, m, &u, err));
+    float *a = down(m), *b = down(e);
+    assert_memory_equal(a, b, (size_t)(p->n * p->k) * sizeof *a);
+    free(a), free(b);
+    chi_delta_undo(&u);
+    chi_gguf *x = NULL, *y = NULL;
+    size_t n, k;
+    int changed = 0;
+    assert_works(chi_gguf_open(&x, from, err));
+    assert_works(chi_gguf_open(&y, out, err));
+    const chi_tensor *s = chi_gguf_tensors(x, &n), *t = chi_gguf_tensors(y, &k);
+    assert_int_equal(n, k);
+    for (size_t q = 0; q < n; q++) {
+      assert_string_equal(s[q].name, t[q].name);
+      if (s[q].dtype == t[q].dtype && memcmp(s[q].data, t[q].data, s[q].bytes) == 0) continue;
+      changed++;
+      assert_int_equal(t[q].dtype, CHI_F32);
+      assert_non_null(strstr(t[q].name, "ffn_down"));
+    }
+    assert_int_equal(changed, 1);
+    for (size_t q = 0; chi_gguf_at(x, q); q++) assert_string_equal(chi_gguf_at(x, q)->key, chi_gguf_at(y, q)->key);
+    assert_fails(chi_export(m, &d, 1, out, NULL, err), CHI_ERR_ARG, "exists already");
+    assert_fails(chi_export(m, &d, 1, tmp_path("b.gguf"), "bf16", err), CHI_ERR_ARG, "f16 or f32");
+    if (i == 0) /* rows of q are in rotary order */
+      assert_fails(chi_export(m, &both, 1, tmp_path("q.gguf"), NULL, err), CHI_ERR_UNSUPPORTED, "rotary order");
+    chi_gguf_close(x);
+    chi_gguf_close(y);
+    chi_delta_free(d);
+    chi_delta_free(both);
+    chi_model_free(m);
+    chi_model_free(e);
+  }
+}
+
 static void test_export_fails_whole(void **state) {
   (void)state;
   chi_model *m = open_model(kTiny);
@@ -251,8 +306,13 @@ static void test_export_fails_whole(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_round_trip), cmocka_unit_test(test_bad_files), cmocka_unit_test(test_other_models),
-      cmocka_unit_test(test_merge),      cmocka_unit_test(test_export),    cmocka_unit_test(test_export_fails_whole),
+      cmocka_unit_test(test_round_trip),
+      cmocka_unit_test(test_bad_files),
+      cmocka_unit_test(test_other_models),
+      cmocka_unit_test(test_merge),
+      cmocka_unit_test(test_export),
+      cmocka_unit_test(test_export_gguf),
+      cmocka_unit_test(test_export_fails_whole),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

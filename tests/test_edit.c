@@ -425,8 +425,9 @@ static void test_torch_reference(void **state) {
   json_decref(list);
 }
 
-/* After one step A has not moved (B was zero) and every element of B has moved by the learning rate: u = alpha / rank * lr in
- * size, against the gradient. More steps make the target likelier; layers each get their own adapter. */
+/* After one step A has not moved (B was zero) and every element of B has moved by the learning rate: u = alpha /
+ * rank * lr in size, against the gradient. More steps make the target likelier; layers each get their own adapter.
+ * */
 static void test_lora(void **state) {
   (void)state;
   ask a;

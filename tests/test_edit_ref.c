@@ -1,5 +1,5 @@
-/* ROME, MEMIT and MultEdit with prefixes, KL term and second moment against PyTorch (tools/ref/edit_methods_ref.py): the
- * same seeds, and p(target) after the edit. */
+/* ROME, MEMIT and MultEdit with prefixes, KL term and second moment against PyTorch
+ * (tools/ref/edit_methods_ref.py): the same seeds, and p(target) after the edit. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

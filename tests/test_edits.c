@@ -1,5 +1,5 @@
-/* Evaluating edits: what is counted, against direct runs; no edit moves nothing; a run that was stopped goes on to the same
- * log; edit sets and logs that are not what they say. */
+/* Evaluating edits: what is counted, against direct runs; no edit moves nothing; a run that was stopped goes on to
+ * the same log; edit sets and logs that are not what they say. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* Gradients of a fixture of each family against PyTorch's autograd in f32 (tools/ref/grad_ref.py): at sites of every stack, the
- * Q-Former and its cross-attention among them, and of weight matrices. */
+/* Gradients of a fixture of each family against PyTorch's autograd in f32 (tools/ref/grad_ref.py): at sites of
+ * every stack, the Q-Former and its cross-attention among them, and of weight matrices. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* Second moments of keys: against a plain sum over captured keys, interrupted and gone on with, refused where they belong to
- * something else, and what ROME makes of them. */
+/* Second moments of keys: against a plain sum over captured keys, interrupted and gone on with, refused where they
+ * belong to something else, and what ROME makes of them. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,7 +102,8 @@ static void same_file(const char *a, const char *b) {
   assert_string_equal(ha, hb);
 }
 
-/* Interrupted after the first batch, then gone on with: the bits of an undisturbed pass. Done once, it is not done again. */
+/* Interrupted after the first batch, then gone on with: the bits of an undisturbed pass. Done once, it is not done
+ * again. */
 static void test_resume(void **state) {
   (void)state;
   char data[512], texts[512], whole[512], cut[512], text[4096] = "";

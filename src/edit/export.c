@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "edit/edit.h"
+#include "model/gguf.h"
 #include "tensor/dtype.h"
 
 /* Linear layers of the model that a delta changes, by the tensor that holds them. */
@@ -205,6 +206,88 @@ static void remove_folder(const char *path) {
   rmdir(path);
 }
 
+/* ---- GGUF ------------------------------------------------------------------------------------------------------ */
+typedef struct gguf_work {
+  chi_gguf *g;
+  chi_tensor_list names; /* Hugging Face names, data in g's map */
+  json_t *config;
+  chi_gguf_change *change;
+  void **data;
+  size_t n;
+  chi_arena arena;
+} gguf_work;
+
+/* The file's own tensor behind a Hugging Face name; NULL where it was put together from its rows (rotary order). */
+static const chi_tensor *own_tensor(const gguf_work *w, const char *name) {
+  size_t count;
+  const chi_tensor *own = chi_gguf_tensors(w->g, &count);
+  for (size_t i = 0; i < w->names.n; i++)
+    for (size_t k = 0; strcmp(w->names.t[i].name, name) == 0 && k < count; k++)
+      if (own[k].data == w->names.t[i].data && own[k].bytes == w->names.t[i].bytes) return &own[k];
+  return NULL;
+}
+
+/* All changes of one stored tensor, as F32 or F16. */
+static int change_gguf(gguf_work *w, const chi_model *m, const change *c, size_t n, size_t at, const char *dtype,
+                       chi_err *err) {
+  int rc = 0;
+  float *x = NULL;
+  int64_t count = 1;
+  const chi_tensor *t = own_tensor(w, c[at].tensor);
+  for (size_t i = 0; i < at; i++)
+    if (strcmp(c[i].tensor, c[at].tensor) == 0) return 0; /* done with the first of them */
+  if (!t)
+    return chi_fail(err, CHI_ERR_UNSUPPORTED,
+                    "'%s' is no tensor of its own in %s (another file, or rows in rotary order): no export",
+                    c[at].tensor, m->path);
+  for (int i = 0; i < t->ndim; i++) count *= t->dim[i];
+  CHI_TRY((x = chi_calloc((size_t)count, sizeof *x, err)) ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(chi_to_f32(x, t->data, t->dtype, (size_t)count, err));
+  for (size_t i = at; i < n; i++)
+    if (strcmp(c[i].tensor, c[at].tensor) == 0) CHI_TRY(change_tensor(x, count, &c[i], err));
+  chi_dtype to = dtype ? (chi_streq(dtype, "f16") ? CHI_F16 : CHI_F32) : t->dtype == CHI_F16 ? CHI_F16 : CHI_F32;
+  CHI_TRY((w->data[w->n] = narrow(x, count, to, err)) ? 0 : CHI_ERR_MEMORY);
+  w->change[w->n] = (chi_gguf_change){.t = t, .dtype = to, .data = w->data[w->n]};
+  w->n++;
+out:
+  chi_free(x);
+  return rc;
+}
+
+/* Edited tensors become F16 where the base has F16, else F32 (or what dtype says): a quantised type would eat the edit. */
+static int export_gguf(const chi_model *m, chi_delta *const *list, size_t n, const char *path, const char *dtype,
+                       chi_err *err) {
+  int rc = 0;
+  struct stat st;
+  gguf_work w = {0};
+  change *c = NULL;
+  size_t count = 0;
+  if (dtype && chi_streq(dtype, "bf16"))
+    return chi_fail(err, CHI_ERR_ARG, "edited tensors of a GGUF file are written as f16 or f32, not bf16");
+  if (lstat(path, &st) == 0)
+    return chi_fail(err, CHI_ERR_ARG, "%s exists already; an export writes a new file only", path);
+  CHI_TRY(collect(&c, &count, m, list, n, err));
+  CHI_TRY(chi_gguf_open(&w.g, m->path, err));
+  CHI_TRY(chi_gguf_config(&w.config, w.g, err));
+  const char *prefix = count && strncmp(c[0].tensor, "language_model.", 15) == 0 ? "language_model." : "";
+  CHI_TRY(chi_gguf_names(&w.names, &w.arena, w.g, w.config, prefix, err));
+  w.change = chi_calloc(count + 1, sizeof *w.change, err);
+  w.data = chi_calloc(count + 1, sizeof *w.data, err);
+  CHI_TRY(w.change && w.data ? 0 : CHI_ERR_MEMORY);
+  for (size_t i = 0; i < count; i++) CHI_TRY(change_gguf(&w, m, c, count, i, dtype, err));
+  CHI_TRY(chi_gguf_rewrite(w.g, path, w.change, w.n, err));
+out:
+  for (size_t i = 0; w.data && i < w.n; i++) chi_free(w.data[i]);
+  chi_free(w.data);
+  chi_free(w.change);
+  chi_free(w.names.t);
+  json_decref(w.config);
+  chi_gguf_close(w.g);
+  chi_arena_free(&w.arena);
+  chi_free(c);
+  return rc;
+}
+
 int chi_export(const chi_model *m, chi_delta *const *list, size_t n, const char *dir, const char *dtype, chi_err *err) {
   int rc = 0, to = -1;
   char temp[PATH_MAX], file[PATH_MAX];
@@ -216,11 +299,12 @@ int chi_export(const chi_model *m, chi_delta *const *list, size_t n, const char 
   int used = snprintf(temp, sizeof temp, "%.*s.chiasm-%ld.tmp", (int)len, dir, (long)getpid());
   if (len == 0 || used < 0 || (size_t)used >= sizeof temp)
     return chi_fail(err, CHI_ERR_ARG, "the folder's name is empty or too long");
+  if (chi_gguf_is(m->path)) return export_gguf(m, list, n, dir, dtype, err);
   if (lstat(dir, &st) == 0)
     return chi_fail(err, CHI_ERR_ARG, "%s exists already; an export writes a new folder only", dir);
   if (stat(m->path, &st) != 0 || !S_ISDIR(st.st_mode))
-    return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s is no folder: only Hugging Face folders can be exported yet",
-                    m->path);
+    return chi_fail(err, CHI_ERR_UNSUPPORTED,
+                    "%s is no folder: only Hugging Face folders and GGUF files can be exported", m->path);
   if (m->tower)
     return chi_fail(err, CHI_ERR_UNSUPPORTED, "%s takes its vision tower from another folder: no export yet", m->path);
   if (dtype) to = chi_streq(dtype, "f16") ? CHI_F16 : chi_streq(dtype, "bf16") ? CHI_BF16 : CHI_F32;

@@ -1,4 +1,4 @@
-/* Where to edit: the MLP whose output carries the answer from picture to question, by causal tracing under picture swap.
+/* Where to edit: the MLP whose output carries the answer from picture to question, by tracing under picture swap.
  * What a third picture's value repairs as well is not the fact (docs/design.md, "a donor control is needed"). */
 #include <stdio.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* LoRA (Hu et al. 2022, section 4.1): W + alpha / rank * B A with A [rank][k] drawn at random and B [n][rank] zero at first,
- * both trained by Adam on -log p of the target. One kind of weight matrix in one or several layers. */
+/* LoRA (Hu et al. 2022, section 4.1): W + alpha / rank * B A with A [rank][k] drawn at random and B [n][rank] zero
+ * at first, both trained by Adam on -log p of the target. One kind of weight matrix in one or several layers. */
 #include <math.h>
 #include <string.h>
 

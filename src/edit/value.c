@@ -69,8 +69,9 @@ static void project(float *delta, int64_t d, double most) {
 }
 
 /* ---- prompts that a value must serve -------------------------------------------------------------------------- */
-/* One prompt of the optimisation: the request's own, one of its contexts, or its kl prompt. Sessions are kept open between
- * steps as long as all of them fit into kKeep bytes; else they are opened again each time, which costs a forward pass. */
+/* One prompt of the optimisation: the request's own, one of its contexts, or its kl prompt. Sessions are kept open
+ * between steps as long as all of them fit into kKeep bytes; else they are opened again each time, which costs a
+ * forward pass. */
 typedef struct session {
   chi_grad *g;
   chi_input in;

@@ -118,7 +118,7 @@ out:
   return rc;
 }
 
-/* ---- one item ----------------------------------------------------------------------------------------------------- */
+/* ---- one item ----------------------------------------------------------------------------------- */
 typedef struct work {
   chi_jlog *log;
   chi_model *m;
@@ -187,7 +187,7 @@ out:
   return rc;
 }
 
-/* ---- keys of other pictures ---------------------------------------------------------------------------------------- */
+/* ---- keys of other pictures --------------------------------------------------------------------- */
 typedef struct key_job {
   float *key; /* [n][f] */
 } key_job;
@@ -281,7 +281,7 @@ out:
   return rc;
 }
 
-/* ---- lines of the log ------------------------------------------------------------------------------------------------ */
+/* ---- lines of the log --------------------------------------------------------------------------- */
 static json_t *num(double x) { return isfinite(x) ? json_real(x) : json_null(); }
 
 /* Answers are cut to fit, perhaps inside a character. */
@@ -396,7 +396,7 @@ out:
   return rc;
 }
 
-/* ---- sums -------------------------------------------------------------------------------------------------------------- */
+/* ---- sums --------------------------------------------------------------------------------------- */
 const char *chi_edits_column(int c, char buf[64]) {
   static const char *const last[] = {"key_cosine", "leak_share", "leak_share_max"};
   if (c == CHI_EDITS_RELIABLE) return "reliability";

@@ -18,6 +18,8 @@ struct chi_gguf {
   size_t n_keys;
   chi_tensor *tensor;
   size_t n_tensors;
+  size_t head; /* bytes up to the list of tensors */
+  int64_t alignment;
 };
 
 static const size_t kSize[CHI_GGUF_TYPE_COUNT] = {
@@ -322,11 +324,13 @@ static int read_all(chi_gguf *g, chi_err *err) {
   int64_t alignment = 32;
   CHI_TRY(take_head(&c, &tensors, &keys));
   CHI_TRY(take_keys(g, &c, keys));
+  g->head = (size_t)(c.p - g->map.data);
   CHI_TRY(chi_gguf_i64_opt(&alignment, g, "general.alignment", 1, ALIGNMENT_MAX, err));
   if ((alignment & (alignment - 1)) != 0) {
     rc = chi_fail(err, CHI_ERR_FORMAT, "key 'general.alignment' is %lld, not a power of two", (long long)alignment);
     goto out;
   }
+  g->alignment = alignment;
   g->tensor = chi_arena_array(&g->arena, (size_t)tensors, sizeof *g->tensor, err);
   offset = chi_calloc((size_t)tensors, sizeof *offset, err);
   if (!g->tensor || !offset) {
@@ -535,4 +539,16 @@ const char *chi_gguf_string(const uint8_t **at, size_t *len) {
   const char *s = (const char *)*at + 8;
   *at += 8 + *len;
   return s;
+}
+
+const uint8_t *chi_gguf_head(const chi_gguf *g, size_t *n, int64_t *alignment) {
+  *n = g->head;
+  *alignment = g->alignment;
+  return g->map.data;
+}
+
+int chi_gguf_type_id(chi_dtype dtype) {
+  for (size_t i = 0; i < sizeof kTypes / sizeof *kTypes; i++)
+    if (kTypes[i].dtype == dtype) return (int)kTypes[i].id;
+  return -1;
 }

@@ -45,6 +45,18 @@ double chi_gguf_number(const chi_gguf_value *v, uint64_t i); /* element i < n of
 /* Walks an array of strings: at = v->data before the first call. */
 const char *chi_gguf_string(const uint8_t **at, size_t *len);
 
+/* Everything before the list of tensors: magic, version, counts, keys. NULL once the map was taken. */
+const uint8_t *chi_gguf_head(const chi_gguf *g, size_t *n, int64_t *alignment);
+int chi_gguf_type_id(chi_dtype dtype); /* the format's number of an element type, -1 = none */
+
+/* The file again with other values in some tensors, atomically; keys and all other tensors keep their bytes. */
+typedef struct chi_gguf_change {
+  const chi_tensor *t; /* of g */
+  chi_dtype dtype;     /* F32 or F16 */
+  const void *data;    /* as many elements as t has; borrowed */
+} chi_gguf_change;
+int chi_gguf_rewrite(const chi_gguf *g, const char *path, const chi_gguf_change *c, size_t n, chi_err *err);
+
 /* Dimensions in C order (the file's are reversed): dim[ndim-1] runs along a row. Sorted by name. */
 const chi_tensor *chi_gguf_tensors(const chi_gguf *g, size_t *n);
 const chi_tensor *chi_gguf_tensor(const chi_gguf *g, const char *name); /* NULL if absent */

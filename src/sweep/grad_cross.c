@@ -1,4 +1,5 @@
-/* Cross-attention on a tape: forward with its weights kept, and back (Q-Former; sweep/full.c has the order of sites). */
+/* Cross-attention on a tape: forward with its weights kept, and back (Q-Former; sweep/full.c has the order of
+ * sites). */
 #include <string.h>
 
 #include "sweep/grad_internal.h"
