@@ -111,7 +111,7 @@ static int make_head(work *w, chi_err *err) {
   return 0;
 }
 
-/* ---- output -------------------------------------------------------------------------------------------------------- */
+/* ---- output ------------------------------------------------------------------------------------- */
 static json_t *est_json(const chi_est *e) {
   return json_pack("{s:o,s:o,s:o,s:i,s:i}", "value", chi_json_num(e->value), "lo", chi_json_num(e->lo), "hi",
                    chi_json_num(e->hi), "n", e->n, "clusters", e->clusters);

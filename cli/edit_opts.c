@@ -23,6 +23,28 @@ static int parse_layers(cli_edit_plan *p, const char *text, chi_err *err) {
   return 0;
 }
 
+/* "down", or "vision.down", "qformer.up", "projector.proj2". */
+static int parse_weight(chi_edit_opts *o, const char *text, chi_err *err) {
+  const char *dot = strchr(text, '.'), *name = dot ? dot + 1 : text;
+  int stack = CHI_DECODER;
+  if (dot) {
+    for (stack = 0; stack < CHI_STACK_COUNT; stack++) {
+      const char *s = chi_stack_name((chi_stack)stack);
+      if (strlen(s) == (size_t)(dot - text) && strncmp(s, text, strlen(s)) == 0) break;
+    }
+    o->stack = (chi_stack)stack;
+    o->other_stack = stack != CHI_DECODER;
+  }
+  while (o->weight < CHI_W_COUNT && strcmp(chi_weight_name((chi_weight)o->weight), name) != 0) o->weight++;
+  bool projector = o->weight > CHI_W_DOWN;
+  if (stack == CHI_STACK_COUNT || o->weight == CHI_W_COUNT || projector != (stack == CHI_PROJECTOR))
+    return cli_usage(err,
+                     "--weight is q, k, v, o, gate, up or down, with decoder., vision. or qformer. before it, or "
+                     "projector.proj1 or projector.proj2; not '%s'",
+                     text);
+  return 0;
+}
+
 int cli_edit_plan_make(cli_edit_plan *p, const cli_edit_args *a, const cli_common *c, chi_err *err) {
   int rc = 0;
   const chi_method *method;
@@ -40,12 +62,7 @@ int cli_edit_plan_make(cli_edit_plan *p, const cli_edit_args *a, const cli_commo
                             .hyper = &p->hyper,
                             .moments = a->moments};
   if (p->lo < 0) p->lo = p->preset->layer_lo, p->hi = p->preset->layer_hi;
-  while (p->edit.weight <= CHI_W_DOWN && strcmp(chi_weight_name((chi_weight)p->edit.weight), a->weight) != 0)
-    p->edit.weight++;
-  if (p->edit.weight > CHI_W_DOWN) {
-    rc = cli_usage(err, "--weight is q, k, v, o, gate, up or down, not '%s'", a->weight);
-    goto out;
-  }
+  CHI_TRY(parse_weight(&p->edit, a->weight, err));
   if (a->prefixes)
     CHI_TRY(chi_prefixes_load(&p->prefixes, a->prefixes, err));
   else if (p->hyper.contexts > 0)

@@ -49,7 +49,7 @@ typedef struct cli_edit_args {
       CLI_EDIT_HYPER(type, member, 4, "--clamp", "X", "|delta| at most X times |z0|; 0 is no limit"),                     \
       CLI_EDIT_HYPER(type, member, 5, "--lambda", "X", "regularisation: a number, or a share of k.k such as 0.05kk"),     \
       CLI_EDIT_HYPER(type, member, 6, "--shrink", "X", "share of the identity in the second moment of --moments"),        \
-      CLI_EDIT_HYPER(type, member, 7, "--limit", "X", "ft: most that an element may change; 0 is no limit"),              \
+      CLI_EDIT_HYPER(type, member, 7, "--max-change", "X", "ft: most that an element may change; 0 is no limit"),         \
       CLI_EDIT_HYPER(type, member, 8, "--goal", "P", "bias: probability to reach"),                                       \
       CLI_EDIT_HYPER(type, member, 9, "--kl", "X",                                                                        \
                      "weight of KL(changed || unchanged) on the prompt `<image> {constraint} is a`"),                     \
@@ -76,7 +76,7 @@ typedef struct cli_edit_args {
        .arg = "NAME",                                                                                                     \
        .kind = CLI_STR,                                                                                                   \
        CLI_AT(type, member.weight),                                                                                       \
-       .doc = "ft, lora: q, k, v, o, gate, up or down" }
+       .doc = "ft, lora: q, k, v, o, gate, up or down; ft also vision.down, qformer.up, projector.proj2 and so on" }
 
 typedef struct cli_edit_plan { /* what the options mean */
   chi_edit_opts edit;          /* layers -1 where none were given */

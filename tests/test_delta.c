@@ -228,7 +228,7 @@ static void test_export(void **state) {
   }
 }
 
-/* A GGUF file again: the edited matrix is F32 (or F16) and what memory held, all other tensors and keys are the base's. */
+/* A GGUF file again: the edited matrix is what memory held, all other tensors and keys are the base's. */
 static void test_export_gguf(void **state) {
   (void)state;
   static const char *const files[] = {"llama-q8_0", "llama-f16", "qwen2", "gpt2"};

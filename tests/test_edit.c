@@ -469,6 +469,50 @@ static int fails_text(const ask *a, const chi_edit_opts *o, const chi_request *r
   return rc;
 }
 
+/* Fine-tuning of the tower, the Q-Former and the projector: the loss falls, the delta names the stack and does it again. */
+static void test_ft_of_other_stacks(void **state) {
+  (void)state;
+  static const struct {
+    const char *dir;
+    chi_stack stack;
+    int layer, which;
+  } row[] = {{"tests/fixtures/tiny-gqa", CHI_VISION, 1, CHI_W_DOWN},
+             {"tests/fixtures/tiny-gqa", CHI_PROJECTOR, 0, CHI_W_PROJ2},
+             {"tests/fixtures/tiny-blip2", CHI_QFORMER, 0, CHI_W_UP}};
+  for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+    ask a;
+    char image[256];
+    snprintf(image, sizeof image, "%s/picture.png", row[i].dir);
+    open_ask(&a, row[i].dir, image, QUESTION, "a", "constraint-last");
+    chi_hyper h = preset("ft", "unconstrained")->hyper;
+    h.steps = 8, h.lr = 1e-2, h.stop = 0;
+    chi_request r = request(&a);
+    chi_edit_opts o = {.method = "ft",
+                       .layer_lo = row[i].layer,
+                       .layer_hi = row[i].layer,
+                       .hyper = &h,
+                       .weight = row[i].which,
+                       .other_stack = true,
+                       .stack = row[i].stack};
+    chi_edit_info info;
+    chi_delta *d = NULL;
+    chi_undo undo = {0};
+    double before = measure(&a);
+    assert_works(chi_edit_run(&d, &info, a.m, &r, 1, &o, err));
+    assert_true(d->n == 1 && d->part[0].stack == row[i].stack && d->part[0].which == row[i].which);
+    assert_works(chi_delta_apply(d, a.m, &undo, err));
+    double after = measure(&a);
+    chi_delta_undo(&undo);
+    print_message("%s: -log p %.3f -> %.3f, p %.3g -> %.3g\n", chi_stack_name(row[i].stack), info.loss_first,
+                  info.loss_last, before, after);
+    assert_true(info.loss_last < info.loss_first && after > before);
+    o.method = "lora";
+    assert_fails(fails_text(&a, &o, &r, err), CHI_ERR_ARG, "decoder only");
+    chi_delta_free(d);
+    close_ask(&a);
+  }
+}
+
 static void test_refusals(void **state) {
   (void)state;
   ask a;
@@ -520,6 +564,7 @@ int main(void) {
       cmocka_unit_test(test_fine_tuning),
       cmocka_unit_test(test_torch_reference),
       cmocka_unit_test(test_lora),
+      cmocka_unit_test(test_ft_of_other_stacks),
       cmocka_unit_test(test_refusals),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

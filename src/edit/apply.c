@@ -34,9 +34,10 @@ chi_linear *chi_delta_linear(chi_model *m, chi_stack stack, int layer, int which
     chi_linear *l = which == CHI_W_PROJ1 ? &net->projector.l1 : which == CHI_W_PROJ2 ? &net->projector.l2 : NULL;
     return net->has_vision && layer == 0 && l && l->w.data ? l : NULL;
   }
-  chi_block *block = stack == CHI_DECODER                     ? net->decoder.block
-                     : stack == CHI_VISION && net->has_vision ? net->vision.block
-                                                              : NULL;
+  chi_block *block = stack == CHI_DECODER                       ? net->decoder.block
+                     : stack == CHI_VISION && net->has_vision   ? net->vision.block
+                     : stack == CHI_QFORMER && net->has_qformer ? net->qformer.block
+                                                                : NULL;
   if (!block || layer < 0 || layer >= chi_net_spec(net, stack)->layers) return NULL;
   chi_block *b = &block[layer];
   chi_linear *all[CHI_W_COUNT] = {&b->q, &b->k, &b->v, &b->o, &b->gate, &b->up, &b->down, NULL, NULL};
@@ -76,6 +77,19 @@ static int keep(chi_undo *u, chi_linear *to, bool bias, chi_err *err) {
   return 0;
 }
 
+static int add_prefix(const chi_delta *d, chi_model *m, chi_undo *u, chi_err *err) {
+  const char *text = chi_delta_prefix(d);
+  if (!text) return 0;
+  if (m->prompt_prefix)
+    return chi_fail(err, CHI_ERR_ARG, "two in-context edits cannot stand in one prompt: apply one of them");
+  size_t n = strlen(text) + 1;
+  m->prompt_prefix = chi_calloc(n, 1, err);
+  if (!m->prompt_prefix) return CHI_ERR_MEMORY;
+  memcpy(m->prompt_prefix, text, n);
+  u->prefixed = m;
+  return 0;
+}
+
 static void undo_to(chi_undo *u, size_t n) {
   while (u->n > n) {
     u->n--;
@@ -91,6 +105,10 @@ static void undo_to(chi_undo *u, size_t n) {
 }
 
 void chi_delta_undo(chi_undo *u) {
+  if (u->prefixed) {
+    chi_free(u->prefixed->prompt_prefix);
+    u->prefixed->prompt_prefix = NULL;
+  }
   undo_to(u, 0);
   chi_undo_free(u);
 }
@@ -143,12 +161,18 @@ int chi_delta_apply(const chi_delta *d, chi_model *m, chi_undo *undo, chi_err *e
   chi_undo own = {0}, *u = undo ? undo : &own;
   size_t before = u->n;
   CHI_TRY(chi_delta_check(d, m, true, err));
+  CHI_TRY(add_prefix(d, m, u, err)); /* the last that can fail without weights to put back */
   for (size_t i = 0; i < d->n; i++) {
     const chi_delta_part *p = &d->part[i];
     CHI_TRY(apply_part(p, chi_delta_linear(m, p->stack, p->layer, p->which), u, err));
   }
 out:
   if (rc) undo_to(u, before);
+  if (rc && u->prefixed == m && chi_delta_prefix(d)) {
+    chi_free(m->prompt_prefix);
+    m->prompt_prefix = NULL;
+    u->prefixed = NULL;
+  }
   if (!undo) chi_undo_free(&own);
   return rc;
 }

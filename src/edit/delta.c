@@ -43,6 +43,10 @@ const char *chi_delta_method(const chi_delta *d) {
   return s ? s : "?";
 }
 
+const char *chi_delta_prefix(const chi_delta *d) {
+  return json_string_value(json_object_get(d->header, "prompt_prefix"));
+}
+
 const char *chi_delta_base(const chi_delta *d) {
   const char *s = json_string_value(json_object_get(json_object_get(d->header, "base"), "sha256"));
   return s ? s : "";
@@ -203,7 +207,8 @@ int chi_delta_load(chi_delta **out, const char *path, chi_err *err) {
     goto out;
   }
   for (size_t i = 0; rc == 0 && i < chi_st_count(st); i++) rc = take(d, st, chi_st_at(st, i), &why);
-  if (rc == 0 && d->n == 0) rc = chi_fail(&why, CHI_ERR_FORMAT, "the delta changes nothing");
+  if (rc == 0 && d->n == 0 && !chi_delta_prefix(d))
+    rc = chi_fail(&why, CHI_ERR_FORMAT, "the delta changes nothing");
   if (rc) {
     rc = chi_fail(err, rc, "%s: %s", path, why.text);
     goto out;
@@ -229,6 +234,10 @@ int chi_delta_merge(chi_delta **out, chi_delta *const *list, size_t n, chi_err *
   }
   CHI_TRY(chi_delta_new(&d, "merge", err));
   for (size_t i = 0; i < n; i++) {
+    if (chi_delta_prefix(list[i])) {
+      rc = chi_fail(err, CHI_ERR_ARG, "an in-context edit has no weights: it cannot be merged");
+      goto out;
+    }
     if (!chi_streq(chi_delta_base(list[i]), chi_delta_base(list[0]))) {
       rc = chi_fail(err, CHI_ERR_ARG, "the deltas were made for different models (base %.12s and %.12s)",
                     chi_delta_base(list[0]), chi_delta_base(list[i]));

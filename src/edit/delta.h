@@ -5,9 +5,10 @@
  * File: safetensors. Tensors, F32, one or several of
  *   <stack>.<layer>.<weight>.u [r][n] and .v [r][k]    dW = sum over r of u_r v_r^T
  *   <stack>.<layer>.<weight>.d [n][k]                  dW
- * stack: decoder, vision, projector (layer 0). weight: q k v o gate up down, proj1 proj2, and head_bias (decoder, layer 0,
+ * stack: decoder, vision, qformer, projector (layer 0). weight: q k v o gate up down, proj1 proj2, and head_bias (decoder, layer 0,
  * n = vocabulary, k = 1: the bias of the head). Metadata "chiasm_delta": JSON with format, method, request,
- * hyperparameters and the base model's hash. */
+ * hyperparameters and the base model's hash. An in-context edit has no tensors; its header's "prompt_prefix" is the text
+ * that stands before every question while it is applied (one at a time). */
 #ifndef CHI_DELTA_H
 #define CHI_DELTA_H
 
@@ -45,6 +46,9 @@ int chi_delta_load(chi_delta **out, const char *path, chi_err *err);
 const char *chi_delta_method(const chi_delta *d);
 const char *chi_delta_base(const chi_delta *d); /* sha256 of the base's weight files; "" if unknown */
 
+/* Text of an in-context edit; NULL where it is none. */
+const char *chi_delta_prefix(const chi_delta *d);
+
 /* "decoder.2.down" into buf. */
 void chi_delta_part_name(const chi_delta_part *p, char *buf, size_t cap);
 /* w[rows][k] of rows [row0, row0 + rows) += dW: in f64, rounded once. Threaded. */
@@ -64,6 +68,7 @@ typedef struct chi_undo {
     bool bias;
   } * item;
   size_t n, cap;
+  chi_model *prefixed; /* has the prompt_prefix of the delta, or NULL */
 } chi_undo;
 /* W + dW in memory, in the model's arithmetic (f32 as f32; bf16 rounded once more). All or nothing. With undo, the former
  * weights are kept there, bit for bit, until chi_delta_undo or chi_undo_free. */

@@ -154,12 +154,18 @@ int chi_edit_run(chi_delta **out, chi_edit_info *info, chi_model *m, const chi_r
   CHI_TRY(chi_method_find(&method, o->method, err));
   CHI_TRY(chi_preset_find(&preset, method, o->preset, err));
   j.h = o->hyper ? *o->hyper : preset->hyper;
-  int layers = m->net.decoder.spec.layers;
+  chi_stack stack = o->other_stack ? o->stack : CHI_DECODER;
+  int layers = stack == CHI_PROJECTOR ? 1 : m->net.shape.stack[stack].layers;
+  if (o->other_stack && strcmp(method->name, "ft") != 0) {
+    rc = chi_fail(err, CHI_ERR_ARG, "%s changes weights of the decoder only; ft changes those of %s", method->name,
+                  chi_stack_name(stack));
+    goto out;
+  }
   j.layer_lo = o->layer_lo >= 0 ? o->layer_lo : preset->layer_lo;
   j.layer_hi = o->layer_lo >= 0 ? (o->layer_hi >= 0 ? o->layer_hi : o->layer_lo) : preset->layer_hi;
   if (j.layer_hi < j.layer_lo || j.layer_hi >= layers) {
-    rc = chi_fail(err, CHI_ERR_ARG, "layers %d to %d cannot be edited: the decoder has layers 0 to %d", j.layer_lo,
-                  j.layer_hi, layers - 1);
+    rc = chi_fail(err, CHI_ERR_ARG, "layers %d to %d cannot be edited: the %s has layers 0 to %d", j.layer_lo,
+                  j.layer_hi, chi_stack_name(stack), layers - 1);
     goto out;
   }
   if (n < 1 || (n > 1 && !method->many)) {

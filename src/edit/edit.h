@@ -60,7 +60,10 @@ typedef struct chi_edit_opts {
   int layer_lo, layer_hi;      /* ends included; -1 = the preset's */
   const chi_hyper *hyper;      /* NULL = the preset's */
   int weight;                  /* ft, lora: chi_weight of the layer */
+  bool other_stack;            /* ft: the weight is in `stack` (vision, qformer or projector), else in the decoder */
+  chi_stack stack;
   const char *moments;         /* second moments of keys (edit/moments.h), or NULL = identity */
+  const struct chi_demos *demos; /* ike: demonstrations (edit/ike.h), or NULL = none */
 } chi_edit_opts;
 
 typedef struct chi_edit_info { /* of the optimisation, mean over requests */

@@ -254,7 +254,7 @@ out:
   return rc;
 }
 
-/* Edited tensors become F16 where the base has F16, else F32 (or what dtype says): a quantised type would eat the edit. */
+/* Edited tensors become F16 where the base has F16, else F32 (or what dtype says): quantising would eat the edit. */
 static int export_gguf(const chi_model *m, chi_delta *const *list, size_t n, const char *path, const char *dtype,
                        chi_err *err) {
   int rc = 0;
@@ -299,6 +299,9 @@ int chi_export(const chi_model *m, chi_delta *const *list, size_t n, const char 
   int used = snprintf(temp, sizeof temp, "%.*s.chiasm-%ld.tmp", (int)len, dir, (long)getpid());
   if (len == 0 || used < 0 || (size_t)used >= sizeof temp)
     return chi_fail(err, CHI_ERR_ARG, "the folder's name is empty or too long");
+  for (size_t i = 0; i < n; i++)
+    if (chi_delta_prefix(list[i]))
+      return chi_fail(err, CHI_ERR_ARG, "an in-context edit has no weights: there is nothing to export");
   if (chi_gguf_is(m->path)) return export_gguf(m, list, n, dir, dtype, err);
   if (lstat(dir, &st) == 0)
     return chi_fail(err, CHI_ERR_ARG, "%s exists already; an export writes a new folder only", dir);

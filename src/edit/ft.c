@@ -14,6 +14,9 @@ static int set_weight(chi_linear *l, const float *w, chi_err *err) {
   return 0;
 }
 
+static chi_stack stack_of(const chi_job *j) { return j->opts->other_stack ? j->opts->stack : CHI_DECODER; }
+static bool in_has_picture(const chi_job *j) { return j->req->prompt->pixels != NULL; }
+
 static int train(chi_job *j, chi_linear *l, const float *w0, float *w, chi_err *err) {
   int rc = 0;
   const chi_request *r = j->req;
@@ -34,12 +37,17 @@ static int train(chi_job *j, chi_linear *l, const float *w0, float *w, chi_err *
     weight[i] = 1.0 / r->n_target;
   }
   chi_nll nll = {.token = r->target, .weight = weight};
-  chi_grad_weight want = {
-      .stack = CHI_DECODER, .layer = j->layer_lo, .which = (chi_weight)j->opts->weight, .out = grad};
+  chi_stack stack = stack_of(j);
+  bool vision = stack != CHI_DECODER;
+  if (vision && !in_has_picture(j)) {
+    rc = chi_fail(err, CHI_ERR_ARG, "the question has no picture: it does not read the %s", chi_stack_name(stack));
+    goto out;
+  }
+  chi_grad_weight want = {.stack = stack, .layer = j->layer_lo, .which = (chi_weight)j->opts->weight, .out = grad};
   chi_grad_step step = {
       .loss_rows = rows, .n_loss = r->n_target, .loss = chi_loss_nll, .ud = &nll, .weights = &want, .n_weights = 1};
   /* Every row sees the weight, so only what lies below its layer is constant. */
-  CHI_TRY(chi_grad_open(&g, &j->m->net, &in, 0, j->layer_lo, false, err));
+  CHI_TRY(chi_grad_open(&g, &j->m->net, &in, 0, vision ? 0 : j->layer_lo, vision, err));
   for (int i = 0; i < (int)j->h.steps; i++) {
     CHI_TRY(chi_progress("editing", i, (int)j->h.steps, err));
     memset(grad, 0, (size_t)count * sizeof *grad);
@@ -69,12 +77,12 @@ out:
 
 static int run(chi_job *j, chi_err *err) {
   int rc = 0;
-  chi_linear *l = chi_delta_linear(j->m, CHI_DECODER, j->layer_lo, j->opts->weight);
+  chi_linear *l = chi_delta_linear(j->m, stack_of(j), j->layer_lo, j->opts->weight);
   float *w0 = NULL, *w = NULL;
   chi_mat base = {0};
   if (j->layer_lo != j->layer_hi) return chi_fail(err, CHI_ERR_ARG, "ft changes one layer");
   if (!l)
-    return chi_fail(err, CHI_ERR_ARG, "layer %d of the decoder has no weight %s", j->layer_lo,
+    return chi_fail(err, CHI_ERR_ARG, "layer %d of the %s has no weight %s", j->layer_lo, chi_stack_name(stack_of(j)),
                     chi_weight_name((chi_weight)j->opts->weight));
   int64_t count = l->w.n * l->w.k;
   w0 = chi_calloc((size_t)count, sizeof *w0, err);
@@ -92,7 +100,7 @@ static int run(chi_job *j, chi_err *err) {
   j->info.value_norm = sqrt(chi_dot64(w0, w0, count));
   for (int64_t i = 0; i < count; i++) w[i] -= w0[i];
   j->info.delta_norm = sqrt(chi_dot64(w, w, count));
-  CHI_TRY(chi_delta_add(j->delta, CHI_DECODER, j->layer_lo, j->opts->weight, l->w.n, l->w.k, 0, w, NULL, err));
+  CHI_TRY(chi_delta_add(j->delta, stack_of(j), j->layer_lo, j->opts->weight, l->w.n, l->w.k, 0, w, NULL, err));
 out:
   chi_free(w0);
   chi_free(w);

@@ -23,6 +23,13 @@ works 'asked with the edit' ask "$tiny" "$picture" Why --apply "$T/a.delta" --js
 sha=$(sha256sum <"$T/a.delta" | cut -d' ' -f1)
 check 'its hash is in the result' grep -q "\"sha256\": \"$sha\"" "$T/out"
 
+works 'fine-tuning of the tower' edit "$tiny" "$picture" "$question" --target there --method ft --layer 1 --weight vision.down --steps 2 -o "$T/v.delta" -q
+works 'delta show, vision' delta show "$T/v.delta"
+check 'the tower is changed' grep -q '^vision.1.down' "$T/out"
+fails 2 '--weight is q, k' 'a weight that is not there' edit "$tiny" "$question" --target there --method ft --weight vision.proj1
+fails 1 'has no picture' 'the tower without a picture' edit "$tiny" "$question" --target there --method ft --layer 1 --weight vision.down
+fails 1 'decoder only' 'the tower by another method' edit "$tiny" "$picture" "$question" --target there --method lora --layer 1 --weight vision.down
+
 abs=$(cd "$tiny" && pwd)
 printf '{"image":"%s/picture.png","question":"What is [this]?","target":"there"}\n{"id":"t","question":"What is [Peru]?","target":"language"}\n' "$abs" >"$T/r.jsonl"
 works 'several at once' edit "$tiny" --requests "$T/r.jsonl" --method memit --layer 0-1 --steps 2 -o "$T/m.delta"
