@@ -160,15 +160,17 @@ int chi_delta_apply(const chi_delta *d, chi_model *m, chi_undo *undo, chi_err *e
   int rc = 0;
   chi_undo own = {0}, *u = undo ? undo : &own;
   size_t before = u->n;
+  bool prefixed = false;
   CHI_TRY(chi_delta_check(d, m, true, err));
-  CHI_TRY(add_prefix(d, m, u, err)); /* the last that can fail without weights to put back */
+  CHI_TRY(add_prefix(d, m, u, err));
+  prefixed = u->prefixed && chi_delta_prefix(d);
   for (size_t i = 0; i < d->n; i++) {
     const chi_delta_part *p = &d->part[i];
     CHI_TRY(apply_part(p, chi_delta_linear(m, p->stack, p->layer, p->which), u, err));
   }
 out:
   if (rc) undo_to(u, before);
-  if (rc && u->prefixed == m && chi_delta_prefix(d)) {
+  if (rc && prefixed) {
     chi_free(m->prompt_prefix);
     m->prompt_prefix = NULL;
     u->prefixed = NULL;
