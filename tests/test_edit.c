@@ -469,7 +469,7 @@ static int fails_text(const ask *a, const chi_edit_opts *o, const chi_request *r
   return rc;
 }
 
-/* Fine-tuning of the tower, the Q-Former and the projector: the loss falls, the delta names the stack and does it again. */
+/* Fine-tuning of tower, Q-Former and projector: the loss falls, the delta names the stack and does it again. */
 static void test_ft_of_other_stacks(void **state) {
   (void)state;
   static const struct {

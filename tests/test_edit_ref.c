@@ -133,20 +133,24 @@ static double check_case(const json_t *c) {
   return worst;
 }
 
+static const char *cases = "tests/fixtures/edit/methods.json";
+
 static void test_methods(void **state) {
   (void)state;
   json_t *list = NULL, *c;
   size_t i;
   double worst = 0;
   assert_works(chi_cpu_init(NULL, err));
-  assert_works(chi_json_load(&list, "tests/fixtures/edit/methods.json", 1 << 20, err));
-  assert_true(json_array_size(list) >= 6);
+  assert_works(chi_json_load(&list, cases, 1 << 20, err));
+  assert_true(json_array_size(list) > 0);
   json_array_foreach(list, i, c) worst = fmax(worst, check_case(c));
   print_message("largest difference of log p: %.2g\n", worst);
   json_decref(list);
 }
 
-int main(void) {
+/* test_edit_ref [FILE]: other cases, as tools/ref/edit_methods_ref.py --model MODEL -o FILE writes them. */
+int main(int argc, char **argv) {
+  if (argc > 1) cases = argv[1];
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_methods)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

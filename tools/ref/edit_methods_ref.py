@@ -1,7 +1,7 @@
 """ROME, MEMIT and MultEdit with prefix contexts and a KL term by PyTorch: autograd, torch.optim.Adam, hooks.
 
     python tools/ref/edit_methods_ref.py                  the fixture: tests/fixtures/edit/methods.json (numbers and texts)
-    python tools/ref/edit_methods_ref.py --model models/demo --cases FILE   the same for other cases, printed
+    python tools/ref/edit_methods_ref.py --model MODEL --cases FILE -o OUT   other cases; build/tests/test_edit_ref OUT
 
 Written from the papers (Meng et al. 2022, section 3; Meng et al. 2023, section 4; Basu et al. 2024) and their released
 hyperparameters; one key everywhere in ROME. Formulas are written out with explicit inverses, and share nothing with the
@@ -230,14 +230,14 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--model", default=TINY)
     ap.add_argument("--cases")
+    ap.add_argument("-o", "--out", default=FIXTURES / "edit" / "methods.json")
     a = ap.parse_args()
     torch.set_num_threads(1)
     net = Net(ROOT / a.model)
     out = [dict(run(net, c), model=a.model) for c in (read_json(pathlib.Path(a.cases)) if a.cases else CASES)]
     for x in out:
         print(x["method"], x["lo"], x["hi"], [f"{p:.6f} -> {q:.6f}" for p, q in zip(x["p_before"], x["p_after"])])
-    if not a.cases:
-        write_json(FIXTURES / "edit" / "methods.json", out)
+    write_json(pathlib.Path(a.out), out)
 
 
 if __name__ == "__main__":
