@@ -230,11 +230,12 @@ static void test_item_problems(void **state) {
       "",
       "{\"id\": \"14\", \"question\": \"[Q]?\", \"answer\": \"a\", \"donor\": \"gone.png\", \"twins\": {\"blank\": "
       "{\"question\": \"]\"}}}",
+      "{\"id\": \"1\", \"question\": \"[Q]?\", \"answer\": \"a\"}",
   };
   for (size_t i = 0; i < sizeof kLine / sizeof *kLine; i++) chi_str_addf(&s, "%s\n", kLine[i]);
   chi_dataset *d = open_text("bad.jsonl", s.s, NULL);
-  assert_int_equal(d->n, 13);
-  assert_int_equal(d->n_unusable, 12);
+  assert_int_equal(d->n, 14);
+  assert_int_equal(d->n_unusable, 13);
   assert_null(d->item[0].problem);
   assert_string_equal(d->item[0].id, "1"); /* the first row keeps the id */
   assert_string_equal(d->item[4].id, "1@5");
@@ -243,7 +244,7 @@ static void test_item_problems(void **state) {
   assert_rows(d, "bad-field", ROWS(2, 8, 9, 11));
   assert_rows(d, "bad-bracket", ROWS(3, 7, 12, 14));
   assert_rows(d, "missing-picture", ROWS(4, 14));
-  assert_rows(d, "duplicate-id", ROWS(5));
+  assert_rows(d, "duplicate-id", ROWS(5, 15));
   assert_rows(d, "bad-json", ROWS(6, 10));
   int first;
   assert_int_equal(chi_dataset_count(d, kind_of("bad-field"), &first), 4);
@@ -375,6 +376,16 @@ static void test_constraint_answers(void **state) {
   assert_string_equal(d->item[0].ask.answer, "mug");
   assert_string_equal(d->item[0].alternatives[0], "cup");
   assert_false(d->item[0].continuation);
+  chi_dataset_close(d);
+  d = open_text("films.csv",
+                "index,question,director,main_entity,image_url\n3,Name a movie directed by this director?,Agn\xc3\xa8s "
+                "V.,this director?,./A photo of Agn\xc3\xa8s V.\n",
+                &(chi_dataset_opts){.text_only = true});
+  assert_string_equal(d->name, "vqa-constraints movies");
+  assert_string_equal(d->item[0].id, "movies-3");
+  assert_string_equal(d->item[0].entity, "Agn\xc3\xa8s V.");
+  assert_string_equal(d->item[0].ask.question, "Name a movie directed by [this director]?");
+  assert_null(d->item[0].problem);
   chi_dataset_close(d);
 }
 
