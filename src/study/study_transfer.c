@@ -44,17 +44,23 @@ out:
   return rc;
 }
 
-/* One way, rows [f0, f1) to rows [t0, t1). */
-static int one_way(chi_study_job *j, const char *way, int32_t f0, int32_t f1, int32_t t0, int32_t t1, chi_err *err) {
+/* Rows of all bracketed words. */
+static int words_rows(chi_study_job *j, int32_t **out, int32_t *n, chi_err *err) {
+  const chi_prompt *p = j->prompt;
+  *n = 0;
+  if (!(*out = chi_arena_array(&j->arena, (size_t)p->n_rows + 1, sizeof **out, err))) return CHI_ERR_MEMORY;
+  for (int32_t i = 0; i < p->n_spans; i++)
+    for (int32_t r = p->span[i].lo; r < p->span[i].hi; r++) (*out)[(*n)++] = r;
+  return 0;
+}
+
+static int one_way(chi_study_job *j, const char *way, const int32_t *from, int32_t n_from, const int32_t *to,
+                   int32_t n_to, chi_err *err) {
   int rc = 0;
   chi_contributions *c = NULL;
-  int32_t *from = chi_arena_array(&j->arena, (size_t)(f1 - f0), sizeof *from, err);
-  int32_t *to = chi_arena_array(&j->arena, (size_t)(t1 - t0), sizeof *to, err);
-  if (!from || !to) return CHI_ERR_MEMORY;
-  for (int32_t r = f0; r < f1; r++) from[r - f0] = r;
-  for (int32_t r = t0; r < t1; r++) to[r - t0] = r;
-  chi_contributions_opts o = {.from = from, .n_from = f1 - f0, .to = to, .n_to = t1 - t0, .mem = j->opts->mem};
-  o.controls = f0 == j->prompt->image_row && j->prompt->pixels;
+  bool picture = from[0] == j->prompt->image_row;
+  chi_contributions_opts o = {.from = from, .n_from = n_from, .to = to, .n_to = n_to, .mem = j->opts->mem};
+  o.controls = picture && j->prompt->pixels;
   o.seed = j->seed;
   CHI_TRY(chi_contributions_run(&c, j->model, j->prompt, &o, err));
   CHI_TRY(put_layers(j, c, way, "max", chi_contrib_max, err));
@@ -66,7 +72,7 @@ static int one_way(chi_study_job *j, const char *way, int32_t f0, int32_t f1, in
   for (int32_t l = 0; l < c->n_layers; l++)
     for (int32_t k = 0; k < c->heads; k++) h[l * c->heads + k] = (float)chi_contrib_head(c, l, k);
   CHI_TRY(chi_study_put(j, h, 2, heads, err, "contributions/%s/%s/head", j->ask_name, way));
-  if (f0 == j->prompt->image_row && f1 > f0) {
+  if (picture) {
     CHI_TRY(put_layers(j, c, way, "late", late_share, err));
     CHI_TRY(put_layers(j, c, way, "late_even", late_even, err));
     CHI_TRY(put_controls(j, c, way, err));
@@ -87,12 +93,13 @@ int chi_study_contributions(chi_study_job *const *jobs, int n, chi_err *err) {
     chi_study_job *j = jobs[i];
     const chi_prompt *p = j->prompt;
     chi_err why = {0};
-    int bad = 0;
-    if (p->span_hi == p->span_lo) continue;
-    if (p->n_image > 0)
-      bad = one_way(j, "image>words", p->image_row, p->image_row + p->n_image, p->span_lo, p->span_hi, &why);
-    if (!bad && p->span_hi < p->n_rows)
-      bad = one_way(j, "words>last", p->span_lo, p->span_hi, p->n_rows - 1, p->n_rows, &why);
+    int32_t *words = NULL, n_words = 0, last = p->n_rows - 1, *patch;
+    CHI_TRY(words_rows(j, &words, &n_words, err));
+    if (n_words == 0) continue;
+    CHI_TRY((patch = chi_arena_array(&j->arena, (size_t)p->n_image, sizeof *patch, err)) ? 0 : CHI_ERR_MEMORY);
+    for (int32_t k = 0; k < p->n_image; k++) patch[k] = p->image_row + k;
+    int bad = p->n_image > 0 ? one_way(j, "image>words", patch, p->n_image, words, n_words, &why) : 0;
+    if (!bad && words[n_words - 1] < last) bad = one_way(j, "words>last", words, n_words, &last, 1, &why);
     if (bad) CHI_TRY(chi_study_without(j, bad, &why, err, "contributions"));
   }
 out:
@@ -147,9 +154,8 @@ static int bridge(chi_study_job *j, chi_err *err) {
   bool part = false;
   chi_lens *lens = NULL;
   const chi_prompt *p = j->prompt;
-  int32_t *rows = chi_arena_array(&j->arena, (size_t)p->n_rows, sizeof *rows, err);
-  if (!rows) return CHI_ERR_MEMORY;
-  for (int32_t r = p->span_lo; r < p->span_hi; r++) rows[n++] = r;
+  int32_t *rows = NULL;
+  CHI_TRY(words_rows(j, &rows, &n, err));
   if (n == 0 || rows[n - 1] != p->n_rows - 1) rows[n++] = p->n_rows - 1;
   CHI_TRY(chi_lens_word(&words, &n_words, &part, j->model, p, j->item->entity, err));
   chi_lens_opts o = {.rows = rows, .n_rows = n, .k = 1, .words = words, .n_words = n_words, .mem = j->opts->mem};
@@ -180,7 +186,7 @@ int chi_study_lens(chi_study_job *const *jobs, int n, chi_err *err) {
   for (int i = 0; i < n; i++) {
     chi_err why = {0};
     const chi_study_job *j = jobs[i];
-    if (!j->item->entity || !*j->item->entity || j->prompt->span_lo == j->prompt->span_hi) continue;
+    if (!j->item->entity || !*j->item->entity || j->prompt->n_spans == 0) continue;
     int bad = bridge(jobs[i], &why);
     if (bad) CHI_TRY(chi_study_without(jobs[i], bad, &why, err, "lens"));
   }
