@@ -207,8 +207,7 @@ int chi_delta_load(chi_delta **out, const char *path, chi_err *err) {
     goto out;
   }
   for (size_t i = 0; rc == 0 && i < chi_st_count(st); i++) rc = take(d, st, chi_st_at(st, i), &why);
-  if (rc == 0 && d->n == 0 && !chi_delta_prefix(d))
-    rc = chi_fail(&why, CHI_ERR_FORMAT, "the delta changes nothing");
+  if (rc == 0 && d->n == 0 && !chi_delta_prefix(d)) rc = chi_fail(&why, CHI_ERR_FORMAT, "the delta changes nothing");
   if (rc) {
     rc = chi_fail(err, rc, "%s: %s", path, why.text);
     goto out;
