@@ -1,5 +1,5 @@
 /* Attribution against tools/ref/attribute_ref.py (PyTorch, every score by its formula, one vector at a time, float64),
- * and the identities that it must hold. Regenerate: python tools/ref/attribute_ref.py (--demo for the demo model) */
+ * and the identities that it must hold. Regenerate: python tools/ref/attribute_ref.py */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -191,25 +191,6 @@ static void test_reference(void **state) {
     chi_attribution_free(a);
     close_fixture(&f);
   }
-}
-
-static void test_demo(void **state) {
-  (void)state;
-  const char *file = "tests/fixtures/attribution/demo.safetensors";
-  fixture f;
-  if (!chi_file_exists(file)) {
-    print_message("%s is not there; python tools/ref/attribute_ref.py --demo makes it\n", file);
-    skip();
-  }
-  open_fixture(&f, "models/demo", file, CHI_DTYPE_F32);
-  chi_attribute_opts o = opts_of(&f);
-  o.n_heads = 2;
-  worst_of = 0;
-  chi_attribution *a = run(&f, o);
-  check_all(&f, a, 1e-4);
-  print_message("%s: worst %.1e\n", f.dir, worst_of);
-  chi_attribution_free(a);
-  close_fixture(&f);
 }
 
 /* ---- identities ------------------------------------------------------------------------------------------ */
@@ -543,10 +524,9 @@ static void test_compare(void **state) {
 int main(void) {
   chi_err err = {0};
   if (chi_cpu_init(NULL, &err)) return 1;
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference),    cmocka_unit_test(test_demo),
-                                     cmocka_unit_test(test_identities),   cmocka_unit_test(test_bf16),
-                                     cmocka_unit_test(test_fast_is_slow), cmocka_unit_test(test_threads),
-                                     cmocka_unit_test(test_map),          cmocka_unit_test(test_files),
-                                     cmocka_unit_test(test_compare),      cmocka_unit_test(test_refusals)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_reference),    cmocka_unit_test(test_identities), cmocka_unit_test(test_bf16),
+      cmocka_unit_test(test_fast_is_slow), cmocka_unit_test(test_threads),    cmocka_unit_test(test_map),
+      cmocka_unit_test(test_files),        cmocka_unit_test(test_compare),    cmocka_unit_test(test_refusals)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "analyze/headscan.h"
+#include "analyze/incontext.h"
 #include "analyze/qside.h"
 #include "analyze/states.h"
 #include "report/heads_report.h"
@@ -149,8 +150,8 @@ static double dot(const float *x, const float *y, int64_t n) {
   return s;
 }
 
-/* One value neuron of an RMSNorm model by hand: its value is (norm's scale) q.h, h the sum of the components; shares are
- * c.q over their sum; neurons of a layer sum to that layer's MLP share. */
+/* One value neuron of an RMSNorm model by hand: its value is (norm's scale) q.h, h the sum of the components; shares
+ * are c.q over their sum; neurons of a layer sum to that layer's MLP share. */
 static void one_neuron(const fixture *f, const chi_attribution *a) {
   const chi_attr_neuron *x = &a->attn_neuron[0];
   const chi_block_spec *k = &f->m->net.decoder.spec;
@@ -246,6 +247,59 @@ static void test_query(void **state) {
   }
 }
 
+/* The measurements again, from attributions that are made here. */
+static void test_incontext(void **state) {
+  (void)state;
+  fixture f;
+  open_fixture(&f, kTiny[0]);
+  chi_prompt *swap = NULL, *other = NULL;
+  chi_incontext *x = NULL;
+  chi_attribution *a = NULL, *b = NULL;
+  chi_prompt_opts po = {.image = "tests/fixtures/tiny-gqa/picture.png",
+                        .question = "What is the country of this flag?"};
+  assert_works(chi_prompt_make(&other, f.m, &po, err));
+  po.question = "What is the capital of this flag?";
+  assert_works(chi_prompt_make(&swap, f.m, &po, err));
+  chi_incontext_opts o = CHI_INCONTEXT_OPTS_INIT;
+  o.rival = 20, o.object = 281, o.n_heads = 3, o.n_rows = 4;
+  bool same = swap->n_rows == f.p->n_rows;
+  o.swapped = same ? swap : f.p;
+  assert_works(chi_incontext_run(&x, f.m, f.p, &o, err));
+  assert_int_equal(x->answer, 198);
+  chi_attribute_opts ao = CHI_ATTRIBUTE_OPTS_INIT;
+  ao.target = 198, ao.versus = 20, ao.n_heads = 3, ao.n_views = 4, ao.n_words = 400;
+  assert_works(chi_attribute_run(&a, f.m, f.p, &ao, err));
+  ao.heads = x->head, ao.versus = -1, ao.n_views = 0;
+  assert_works(chi_attribute_run(&b, f.m, o.swapped, &ao, err));
+  double diff = 0, ov = 0, key = 0, on = 0, then = 0;
+  for (int i = 0; i < 12; i++) {
+    const chi_attr_view *v = &a->view[i];
+    int64_t at = (int64_t)v->head * a->rows + v->row;
+    diff += (a->pos[at].logit[0] - a->pos[at].logit[1]) / 12;
+    on += (double)a->weight[at] / 3;
+    then += (double)b->weight[at] / 3;
+    for (int k = 0; k < 400; k++) {
+      if (v->view[CHI_VIEW_OV].id[k] == 198) ov += 1.0 / (k + 1) / 12;
+      if (v->view[CHI_VIEW_KEY].id[k] == 281) key += 1.0 / (k + 1) / 12;
+    }
+  }
+  assert_true(fabs(x->logit_diff - diff) < 1e-9 && fabs(x->attention - on) < 1e-9);
+  assert_true(fabs(x->mrr_answer - ov) < 1e-9 &&
+              fabs(x->mrr_object - key) < 1e-3); /* layer 0: nothing is written yet */
+  assert_true(fabs(x->attention_swapped - then) < 1e-9 && x->mrr_embed_answer > 0 && x->mrr_embed_object > 0);
+  assert_int_equal(chi_heads_shared(x->head, 3, a->pos_head, 2), 2);
+  chi_incontext_free(x);
+  if (other->n_rows != f.p->n_rows) {
+    o.swapped = other;
+    assert_fails(chi_incontext_run(&x, f.m, f.p, &o, err), CHI_ERR_ARG, "rows would not correspond");
+  }
+  chi_attribution_free(a);
+  chi_attribution_free(b);
+  chi_prompt_free(swap);
+  chi_prompt_free(other);
+  close_fixture(&f);
+}
+
 static void test_files(void **state) {
   (void)state;
   fixture f;
@@ -278,8 +332,8 @@ static void test_files(void **state) {
 int main(void) {
   chi_err err = {0};
   if (chi_cpu_init(NULL, &err)) return 1;
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_scan), cmocka_unit_test(test_zero),
-                                     cmocka_unit_test(test_cna), cmocka_unit_test(test_query),
-                                     cmocka_unit_test(test_files)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_scan),      cmocka_unit_test(test_zero),
+                                     cmocka_unit_test(test_cna),       cmocka_unit_test(test_query),
+                                     cmocka_unit_test(test_incontext), cmocka_unit_test(test_files)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -81,7 +81,7 @@ int chi_headscan_run(chi_headscan **out, const chi_model *m, const chi_prompt *p
   int64_t n = (int64_t)k->layers * k->heads, V = m->net.decoder.vocab;
   chi_plan *plan = NULL;
   receiver r = {0};
-  double *logp = NULL;
+  double *clean = NULL;
   chi_headscan *s = chi_calloc(1, sizeof *s, err);
   if (!s) return CHI_ERR_MEMORY;
   s->model = m, s->prompt = p, s->layers = k->layers, s->heads = k->heads;
@@ -89,8 +89,8 @@ int chi_headscan_run(chi_headscan **out, const chi_model *m, const chi_prompt *p
   s->drop = chi_arena_array(&s->arena, (size_t)n, sizeof *s->drop, err);
   s->order = chi_arena_array(&s->arena, (size_t)n, sizeof *s->order, err);
   r.logits = chi_calloc((size_t)((n + 1) * V), sizeof *r.logits, err);
-  logp = chi_calloc((size_t)V, sizeof *logp, err);
-  CHI_TRY(s->cell && s->drop && s->order && r.logits && logp ? 0 : CHI_ERR_MEMORY);
+  clean = chi_calloc(2 * (size_t)V, sizeof *clean, err);
+  CHI_TRY(s->cell && s->drop && s->order && r.logits && clean ? 0 : CHI_ERR_MEMORY);
   if (o->target >= V) {
     rc = chi_fail(err, CHI_ERR_ARG, "token %d is outside the vocabulary of %lld", o->target, (long long)V);
     goto out;
@@ -99,18 +99,17 @@ int chi_headscan_run(chi_headscan **out, const chi_model *m, const chi_prompt *p
   chi_run_opts ro = {.mem = o->mem, .on_capture = take, .ud = &r, .what = "heads off"};
   CHI_TRY(chi_run_plan(&m->net, plan, &ro, err));
   s->target = o->target >= 0 ? o->target : chi_argmax(r.logits, V);
-  double lse = chi_logsumexp(r.logits, V);
-  for (int64_t t = 0; t < V; t++) logp[t] = (double)r.logits[t] - lse;
-  s->clean = chi_metrics_of(r.logits, V, s->target, -1, logp);
+  chi_clean_of(clean, r.logits, V);
+  s->clean = chi_metrics_of(r.logits, V, s->target, -1, clean);
   for (int64_t i = 0; i < n; i++) {
-    s->cell[i] = chi_metrics_of(r.logits + (i + 1) * V, V, s->target, -1, logp);
+    s->cell[i] = chi_metrics_of(r.logits + (i + 1) * V, V, s->target, -1, clean);
     s->drop[i] = s->clean.logp - s->cell[i].logp;
   }
   CHI_TRY(sort_heads(s, n, err));
 out:
   chi_plan_free(plan);
   chi_free(r.logits);
-  chi_free(logp);
+  chi_free(clean);
   if (rc)
     chi_headscan_free(s);
   else

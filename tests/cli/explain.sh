@@ -37,4 +37,8 @@ works 'query side' attribute "$tiny" "$picture" "$question" --attn-neurons 5 --q
 check 'query side: a file' grep -q '"embedding"' "$T/query/query.json"
 works 'attribute without heads' attribute "$tiny" Why --zero-heads 0_0,1_1 --quiet
 fails 1 'there is no head 4_0' 'attribute: zero a head that does not exist' attribute "$tiny" Why --zero-heads 4_0
+works 'in context' incontext "$tiny" "$picture" 'What is the capital of this country?' --rival '#20' --object '#281' --text 'What is it?' --quiet
+fails 1 "'#400' is outside the vocabulary" 'in context: token outside' incontext "$tiny" Why --rival '#400'
+fails 2 '--text-model needs --text' 'in context: a model without a question' incontext "$tiny" Why --text-model "$tiny"
+fails 1 'rows would not correspond' 'in context: a longer swap' incontext "$tiny" Why --swap 'What is the capital of it?'
 fails 1 'needs value neurons' 'query side of nothing' attribute "$tiny" Why --query 4
