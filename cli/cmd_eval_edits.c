@@ -5,6 +5,7 @@
 
 #include "cli.h"
 #include "edit_opts.h"
+#include "edit/ike.h"
 #include "eval/edits.h"
 
 typedef struct args {
@@ -93,6 +94,7 @@ static int make_head(work *w, chi_err *err) {
                       w->plan.lo, "layer_hi", w->plan.hi, "others", (json_int_t)w->a->others);
   if (!w->head) return chi_fail(err, CHI_ERR_MEMORY, "out of memory");
   json_object_set_new(w->head, "layers_given", json_boolean(w->a->e.layer != NULL));
+  json_object_set_new(w->head, "demonstrations", json_string(w->plan.demos ? w->plan.demos->hash : ""));
   json_object_set_new(w->head, "limit", json_integer(w->a->limit));
   json_object_set_new(w->head, "seed", json_integer((json_int_t)w->a->e.seed));
   json_object_set_new(w->head, "moments", json_string(w->a->e.moments ? w->a->e.moments : "identity"));

@@ -5,6 +5,7 @@
 
 #include "cli.h"
 #include "edit_opts.h"
+#include "edit/ike.h"
 #include "eval/mmedit_run.h"
 
 typedef struct args {
@@ -84,7 +85,9 @@ static int make_plan(work *w, chi_err *err) {
   if (strcmp(a->e.at, "auto") == 0) return cli_usage(err, "--edit-at auto looks at one edit; name a row here");
   if (a->e.prefixes)
     return cli_usage(err, "--prefixes belongs to edits of questions with a constraint; MMEdit's have none");
-  CHI_TRY(cli_edit_plan_make(&w->plan, &a->e, &a->c, err));
+  cli_edit_args e = a->e;
+  e.short_answer = a->protocol == CHI_MM_E3;
+  CHI_TRY(cli_edit_plan_make(&w->plan, &e, &a->c, err));
   w->o.edit = &w->plan.edit;
 out:
   return rc;
@@ -131,6 +134,7 @@ static int make_head(work *w, chi_err *err) {
   if (!w->head) return chi_fail(err, CHI_ERR_MEMORY, "out of memory");
   json_object_set_new(w->head, "applied", applied);
   json_object_set_new(w->head, "moments", json_string(a->e.moments ? a->e.moments : "identity"));
+  json_object_set_new(w->head, "demonstrations", json_string(w->plan.demos ? w->plan.demos->hash : ""));
   json_object_set_new(w->head, "seed", json_integer((json_int_t)a->e.seed));
   if (a->sequential)
     json_object_set_new(w->head, "sequential",

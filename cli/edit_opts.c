@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "edit/ike.h"
+
 static int parse_layers(cli_edit_plan *p, const char *text, chi_err *err) {
   char *end;
   p->lo = p->hi = -1;
@@ -45,6 +47,24 @@ static int parse_weight(chi_edit_opts *o, const char *text, chi_err *err) {
   return 0;
 }
 
+static int load_demos(cli_edit_plan *p, const cli_edit_args *a, chi_err *err) {
+  int rc = 0;
+  bool ike = strcmp(a->method, "ike") == 0;
+  if (ike && p->hyper.contexts > 0 && !a->demos)
+    return cli_usage(err, "ike needs demonstrations, --demos FILE --encoder DIR, or --preset bare for none");
+  if (!a->demos && !a->encoder) return 0;
+  if (!ike) return cli_usage(err, "--demos and --encoder belong to --method ike");
+  if (!a->demos || !a->encoder) return cli_usage(err, "--demos and --encoder go together");
+  CHI_TRY(chi_demos_load(
+      &p->demos,
+      &(chi_demos_opts){
+          .file = a->demos, .encoder = a->encoder, .limit = (size_t)a->demo_limit, .short_answer = a->short_answer},
+      err));
+  p->edit.demos = p->demos;
+out:
+  return rc;
+}
+
 int cli_edit_plan_make(cli_edit_plan *p, const cli_edit_args *a, const cli_common *c, chi_err *err) {
   int rc = 0;
   const chi_method *method;
@@ -65,9 +85,10 @@ int cli_edit_plan_make(cli_edit_plan *p, const cli_edit_args *a, const cli_commo
   CHI_TRY(parse_weight(&p->edit, a->weight, err));
   if (a->prefixes)
     CHI_TRY(chi_prefixes_load(&p->prefixes, a->prefixes, err));
-  else if (p->hyper.contexts > 0)
+  else if (p->hyper.contexts > 0 && strcmp(a->method, "ike") != 0)
     chi_log(CHI_LOG_INFO, "%s draws %.0f prefixes, and there is no --prefixes file: the bare prompt alone", a->method,
             p->hyper.contexts);
+  CHI_TRY(load_demos(p, a, err));
   p->query = (chi_query_opts){.tmpl = c->tmpl,
                               .raw = c->raw,
                               .at = a->at,
@@ -79,4 +100,7 @@ out:
   return rc;
 }
 
-void cli_edit_plan_free(cli_edit_plan *p) { chi_prefixes_free(&p->prefixes); }
+void cli_edit_plan_free(cli_edit_plan *p) {
+  chi_prefixes_free(&p->prefixes);
+  chi_demos_free(p->demos);
+}

@@ -7,7 +7,9 @@
 
 enum { CLI_HYPERS = 13 }; /* as chi_hyper_names */
 typedef struct cli_edit_args {
-  const char *method, *preset, *layer, *weight, *moments, *at, *prefixes;
+  const char *method, *preset, *layer, *weight, *moments, *at, *prefixes, *demos, *encoder;
+  int64_t demo_limit;
+  bool short_answer; /* not an option: the form of demonstrations (edit/ike.h) */
   uint64_t seed;
   const char *hyper[CLI_HYPERS];
 } cli_edit_args;
@@ -22,7 +24,7 @@ typedef struct cli_edit_args {
    .arg = "NAME",                                                                                                         \
    .kind = CLI_STR,                                                                                                       \
    CLI_AT(type, member.method),                                                                                           \
-   .doc = "multedit, rome, memit, ft, lora, bias"},                                                                       \
+   .doc = "multedit, rome, memit, ft, lora, ike, bias"},                                                                       \
       {.name = "--preset",                                                                                                \
        .arg = "NAME",                                                                                                     \
        .kind = CLI_STR,                                                                                                   \
@@ -76,7 +78,24 @@ typedef struct cli_edit_args {
        .arg = "NAME",                                                                                                     \
        .kind = CLI_STR,                                                                                                   \
        CLI_AT(type, member.weight),                                                                                       \
-       .doc = "ft, lora: q, k, v, o, gate, up or down; ft also vision.down, qformer.up, projector.proj2 and so on" }
+       .doc = "ft, lora: q, k, v, o, gate, up or down; ft also vision.down, qformer.up, projector.proj2 and so on"},  \
+      {.name = "--demos",                                                                                                 \
+       .arg = "FILE",                                                                                                     \
+       .kind = CLI_STR,                                                                                                   \
+       CLI_AT(type, member.demos),                                                                                        \
+       .doc = "ike: MMEdit's records or an edit set that demonstrations come from; --contexts of them are retrieved"},    \
+      {.name = "--encoder",                                                                                               \
+       .arg = "DIR",                                                                                                      \
+       .kind = CLI_STR,                                                                                                   \
+       CLI_AT(type, member.encoder),                                                                                      \
+       .doc = "ike: sentence encoder of the all-MiniLM-L6-v2 layout (scripts/get_encoder.sh)"},                           \
+      {.name = "--demo-limit",                                                                                            \
+       .arg = "N",                                                                                                        \
+       .kind = CLI_INT,                                                                                                   \
+       CLI_AT(type, member.demo_limit),                                                                                   \
+       .min = 0,                                                                                                          \
+       .max = 1e9,                                                                                                        \
+       .doc = "ike: only the first N records of --demos; 0 = all" }
 
 typedef struct cli_edit_plan { /* what the options mean */
   chi_edit_opts edit;          /* layers -1 where none were given */
@@ -84,6 +103,7 @@ typedef struct cli_edit_plan { /* what the options mean */
   const chi_preset *preset;
   int lo, hi;                  /* given, or the preset's */
   chi_prefixes prefixes;
+  struct chi_demos *demos;     /* edit.demos */
   chi_query_opts query;        /* at, prefixes, contexts, seed, kl, tmpl, raw; picture, question, target are the caller's */
 } cli_edit_plan;
 /* Not to be copied afterwards (it points into itself). Caller: cli_edit_plan_free. */

@@ -41,7 +41,7 @@ static void test_tiny(void **state) {
   compare(FOLDER, FOLDER "/vectors.safetensors", "tiny");
 }
 
-/* The published model, where scripts/get_models.sh has put it. */
+/* The published model, where scripts/get_encoder.sh has put it. */
 static void test_minilm(void **state) {
   (void)state;
   if (!chi_file_exists("models/cache/all-minilm-l6-v2/model.safetensors")) skip();

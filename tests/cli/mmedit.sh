@@ -37,6 +37,20 @@ works 'missing pictures do not end a run' eval mmedit --quiet --model $tiny --da
   --images tests/fixtures/mmedit --limit 6 --no-generation
 check 'and are counted' grep -qF '3 records; 3 skipped' "$T/out"
 
+demos="--demos $records --encoder tests/fixtures/tiny-bert --demo-limit 8"
+works 'in-context editing' $ask --method ike --contexts 2 $demos --no-generation
+check 'asks every record' grep -qF 'method ike: 4 records' "$T/out"
+works 'the new fact alone' $ask --method ike --preset bare --protocol own --no-generation
+works 'demonstrations that do not fit' $ask --method ike --contexts 24 $demos --no-generation
+check 'are counted' grep -qF '4 failed' "$T/out"
+fails 2 'ike needs demonstrations' 'no demonstrations' $ask --method ike
+fails 2 'go together' 'no encoder' $ask --method ike --contexts 2 --demos $records
+fails 2 'belong to --method ike' 'demonstrations for another method' $ask --method bias $demos
+fails 1 'none/config.json' 'no such encoder' $ask --method ike --contexts 2 --demos $records --encoder none
+works 'one in-context edit' edit $tiny $picture "$question" --target Oslo --method ike --preset bare -o "$T/ike.delta"
+works 'as a delta' ask $tiny $picture "$question" --apply "$T/ike.delta"
+fails 1 'nothing to export' 'its export' export $tiny "$T/exported" --apply "$T/ike.delta"
+
 fails 2 '--data is missing' 'no data' eval mmedit --model $tiny
 fails 2 'needs --shards above it' 'a part of no parts' $ask --shard 1
 fails 2 'name a row' 'auto' $ask --method rome --edit-at auto
