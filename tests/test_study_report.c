@@ -20,7 +20,8 @@ static void add(chi_store_result *r, size_t *n, chi_arena *a, const char *kind, 
   r[(*n)++] = (chi_store_result){.kind = chi_arena_strdup(a, kind, NULL), .ndim = ndim, .dim = {d0, d1}, .v = copy};
 }
 
-/* Own minus donor is 0.5 at (PEAK, all words) and noise around 0 elsewhere; wrong items have nothing there. */
+/* Own minus donor is 0.5 at (PEAK, all words) and noise around 0 elsewhere; wrong items have nothing there. In layer 0 both
+ * own and donor repair 0.7: repair of the word, which must not be taken for the fact. */
 static void put_item(chi_store *s, int i) {
   chi_arena a = {0};
   chi_store_result r[16];
@@ -36,6 +37,7 @@ static void put_item(chi_store *s, int i) {
       donor[c] = gone ? NAN : 0.01f * chi_rng_normal(1, (uint32_t)i, (uint32_t)c, 0);
       own[c] = gone ? NAN : 0.01f * chi_rng_normal(2, (uint32_t)i, (uint32_t)c, 0);
       if (k == CHI_STUDY_WORDS && l == PEAK && right) own[c] += 0.5f;
+      if (k == CHI_STUDY_WORDS && l == 0) own[c] += 0.7f, donor[c] += 0.7f;
     }
   for (int l = 0; l < L; l++) {
     curve[l] = l == 1 ? -0.4f : -0.01f * (float)(i % 3);
@@ -116,6 +118,7 @@ static void planted_numbers_are_reported(void **state) {
   assert_true(num(p, "value") == PEAK && num(p, "lo") == PEAK && num(p, "hi") == PEAK && num(p, "share") == 1);
   assert_true(fabs(num(p, "height") - 0.5) < 0.02);
   assert_true(num(p, "p_family") < 0.05);
+  assert_true(num(peak(kept, "all words", "own"), "value") == 0 && num(peak(kept, "all words", "donor"), "value") == 0);
   assert_true(num(peak(kept, "last word token", "difference"), "p_family") > 0.05);
   assert_true(fabs(num(peak(all, "all words", "difference"), "height") - 0.375) < 0.02); /* 3/4 of the items */
   json_decref(j);

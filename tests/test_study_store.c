@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <signal.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "study/store.h"
@@ -157,7 +158,11 @@ static void killed_writers(void **state) {
   const char *dir = tmp_path("killed"), *whole = tmp_path("whole");
   char want[65], have[65];
   int kills = 0;
+  struct timespec from, to;
+  clock_gettime(CLOCK_MONOTONIC, &from);
   fill(whole, 0, 60, 1);
+  clock_gettime(CLOCK_MONOTONIC, &to);
+  double took = 1e6 * (double)(to.tv_sec - from.tv_sec) + 1e-3 * (double)(to.tv_nsec - from.tv_nsec); /* us */
   digest(whole, want);
   for (int round = 0; round < 20; round++) {
     pid_t pid = fork();
@@ -171,7 +176,7 @@ static void killed_writers(void **state) {
       }
       _exit(0);
     }
-    usleep((useconds_t)(500 + chi_rng_u32(5, 0, (uint32_t)round, 0) % 9000));
+    usleep((useconds_t)(took * (chi_rng_u32(5, 0, (uint32_t)round, 0) % 1000) / 6000));
     int how = 0;
     kill(pid, SIGKILL);
     assert_int_equal(waitpid(pid, &how, 0), pid);
