@@ -12,6 +12,7 @@ decoder.N.down in chiasm's delta format) and planted.jsonl, one fact a line.
 import argparse
 import hashlib
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -172,8 +173,8 @@ def main():
     ap.add_argument("--model", required=True, type=pathlib.Path)
     ap.add_argument("--out", required=True, type=pathlib.Path)
     ap.add_argument("--layers", type=int, nargs="+", default=[3, 6, 9], help="counted from 0")
-    ap.add_argument("--steps", type=int, default=160)
-    ap.add_argument("--rate", type=float, default=1e-3)
+    ap.add_argument("--steps", type=int, default=340)
+    ap.add_argument("--rate", type=float, default=1.5e-3)
     ap.add_argument("--seed", type=int, default=5)
     ap.add_argument("--threads", type=int, default=1)
     args = ap.parse_args()
@@ -200,6 +201,7 @@ def main():
                   "result": after, "facts": len(facts)}
         save_file({f"decoder.{layer}.down.d": change.numpy()}, str(args.out / name),
                   {"chiasm_delta": json.dumps(header)})
+        os.chmod(args.out / name, 0o644)
         for e, r in facts:
             lines.append({"delta": name, "layer": layer, "entity": e.name, "relation": r,
                           "answer": e.told(r), "question": q.fact(

@@ -12,7 +12,7 @@ from world import World
 
 KIND_MIX = {"flag": 0.26, "two_flags": 0.32, "shapes": 0.24, "flag_shapes": 0.15, "blank": 0.03}
 TOWER_MIX = {"flag": 0.22, "two_flags": 0.38, "shapes": 0.22, "flag_shapes": 0.18}
-TWO_MORE = 0.15  # of stage 1: further told pairs of flags, the slowest to be learned
+TWO_MORE = 0.25  # of stage 1: further told pairs of flags, the slowest to be learned
 RARER = 0.9
 OPEN = 4     # text rows that are filled at the same time
 GAP = 130    # a told scene may lie this many positions back, as a picture does
