@@ -1,5 +1,5 @@
-/* MMEdit's measures against PyTorch (tools/ref/mmedit_ref.py): two tiny models, E3 and E4, 56 records, two edits; and what
- * must hold exactly: no edit keeps everything. */
+/* MMEdit's measures against PyTorch (tools/ref/mmedit_ref.py): two tiny models, E3 and E4, 56 records, two edits; and
+ * what must hold exactly: no edit keeps everything. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
