@@ -30,7 +30,7 @@ static const cli_opt kOpts[] = {
      .doc = "of integrated gradients"},
     {.name = "--seed", .arg = "N", .kind = CLI_UINT, CLI_AT(args, seed), .doc = "of noise and of the random map"},
     {.name = "--output", .letter = 'o', .arg = "DIR", .kind = CLI_STR, CLI_AT(args, out),
-     .doc = "write explain.{json,csv,png,svg} there"},
+     .doc = "write explain.{json,csv,png,svg} there; more than four maps: explain-1.png, ..."},
     {0}};
 /* clang-format on */
 

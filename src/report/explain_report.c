@@ -8,7 +8,7 @@
 #include "eval/mapscore.h"
 #include "report/prompt_text.h"
 
-enum { kTop = 3, kLine = 240 };
+enum { kTop = 3, kLine = 240, kSheet = 4 }; /* maps of one picture, so that it can be read */
 
 static const chi_explained *find(const chi_explained *x, int n, const char *name) {
   for (int i = 0; i < n; i++)
@@ -162,13 +162,13 @@ static int add_map(drawing *d, const chi_explained *x) {
 
 static int draw(const chi_explain *e, const chi_explained *x, int n, const chi_provenance *prov, const char *dir,
                 chi_str *files, chi_err *err) {
-  static const char *const kFile[] = {"explain.png", "explain.svg"};
+  static const char *const kEnd[] = {"png", "svg"};
   int rc = 0;
   const chi_patches *g = &e->remover->grid;
   drawing d = {.e = e, .err = err};
   chi_image whole = {0};
   chi_str title = {0};
-  char path[4096], word[CHII_TOKEN], answer[kLine], unseen[kLine];
+  char path[4096], file[64], word[CHII_TOKEN], answer[kLine], unseen[kLine];
   const char *lines[2] = {answer, unseen};
   if (g->grid_w == 0 || !e->prompt->seen.rgb) return 0;
   d.map = chi_arena_array(&d.arena, (size_t)n, sizeof *d.map, err);
@@ -191,16 +191,22 @@ static int draw(const chi_explain *e, const chi_explained *x, int n, const chi_p
                         .view = &e->prompt->view,
                         .grid_h = g->grid_h,
                         .grid_w = g->grid_w,
-                        .n_maps = d.n,
-                        .maps = d.map,
                         .limit = 1,
                         .scale_label = "share of the full colour",
                         .top = kTop};
-  for (int i = 0; i < 2; i++) {
-    CHI_TRY(chi_path_join(path, sizeof path, dir, kFile[i], err));
-    CHI_TRY(chi_overlay_save(&s, prov, path, err));
+  for (int at = 0; at < d.n; at += kSheet) {
+    s.maps = d.map + at;
+    s.n_maps = d.n - at < kSheet ? d.n - at : kSheet;
+    for (int i = 0; i < 2; i++) {
+      if (d.n > kSheet)
+        snprintf(file, sizeof file, "explain-%d.%s", at / kSheet + 1, kEnd[i]);
+      else
+        snprintf(file, sizeof file, "explain.%s", kEnd[i]);
+      CHI_TRY(chi_path_join(path, sizeof path, dir, file, err));
+      CHI_TRY(chi_overlay_save(&s, prov, path, err));
+    }
   }
-  chi_str_add(files, " explain.{png,svg}");
+  chi_str_addf(files, " explain%s.{png,svg}", d.n > kSheet ? "-N" : "");
 out:
   chi_image_free(&whole);
   chi_str_free(&title);

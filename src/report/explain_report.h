@@ -16,8 +16,9 @@ typedef struct chi_explained {
  * error against remove-mean. Caller: json_decref. */
 int chi_explain_json(json_t **out, const chi_explain *e, const chi_explained *x, int n, const chi_provenance *prov,
                      chi_err *err);
-/* dir/explain.{json,csv} and, with patches on a grid, explain.{png,svg}: a line of panels each, on the crop that the model
- * saw and on the whole picture (prov->image_path is read again for it). files: names written, separated by spaces. */
+/* dir/explain.{json,csv} and, with patches on a grid, explain.{png,svg}: a line of panels for each map, on the crop that the
+ * model saw and on the whole picture (prov->image_path is read again for it); more than four maps are explain-1.{png,svg},
+ * explain-2, ... files: names written, separated by spaces. */
 int chi_explain_write(const chi_explain *e, const chi_explained *x, int n, const chi_provenance *prov, const char *dir,
                       chi_str *files, chi_err *err);
 int chi_explain_summary(const chi_explain *e, const chi_explained *x, int n, int width, chi_str *out, chi_err *err);
