@@ -1,5 +1,5 @@
-/* The report of a run whose numbers were planted: peaks, outlines, filters and counts are the planted ones, and the page
- * needs nothing else. */
+/* The report of a run whose numbers were planted: peaks, outlines, filters and counts are the planted ones, and
+ * the page needs nothing else. */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -20,8 +20,8 @@ static void add(chi_store_result *r, size_t *n, chi_arena *a, const char *kind, 
   r[(*n)++] = (chi_store_result){.kind = chi_arena_strdup(a, kind, NULL), .ndim = ndim, .dim = {d0, d1}, .v = copy};
 }
 
-/* Own minus donor is 0.5 at (PEAK, all words) and noise around 0 elsewhere; wrong items have nothing there. In layer 0 both
- * own and donor repair 0.7: repair of the word, which must not be taken for the fact. */
+/* Own minus donor is 0.5 at (PEAK, all words) and noise around 0 elsewhere; wrong items have nothing there. In layer
+ * 0 both own and donor repair 0.7: repair of the word, which must not be taken for the fact. */
 static void put_item(chi_store *s, int i) {
   chi_arena a = {0};
   chi_store_result r[16];
