@@ -94,7 +94,7 @@ out:
 }
 
 static int check_usage(const args *a, chi_err *err) {
-  if (!a->data) return cli_usage(err, "--data is missing: which records?");
+  if (!a->data) return cli_usage(err, "eval mmedit needs --data: which records?");
   if (a->c.raw) return cli_usage(err, "--raw has no meaning here: --protocol says what is asked");
   if (a->sequential && a->shards > 1) return cli_usage(err, "--sequential is one chain of edits: no --shards");
   if (a->shards ? a->shard >= a->shards : a->shard > 0)

@@ -63,7 +63,7 @@ static const char kRecords[] =
     "\"x\","
     "\"loc_ans\": \"y\"}]";
 
-/* All five demonstrations, those of the fact itself left out, by falling similarity; then its own copy and the header. */
+/* Demonstrations by falling similarity, those of the fact itself left out; then its own copy and the header. */
 static void test_prefix(void **state) {
   (void)state;
   chi_demos *d = load_demos(kRecords, 0);

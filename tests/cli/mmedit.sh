@@ -51,7 +51,7 @@ works 'one in-context edit' edit $tiny $picture "$question" --target Oslo --meth
 works 'as a delta' ask $tiny $picture "$question" --apply "$T/ike.delta"
 fails 1 'nothing to export' 'its export' export $tiny "$T/exported" --apply "$T/ike.delta"
 
-fails 2 '--data is missing' 'no data' eval mmedit --model $tiny
+fails 2 'needs --data' 'no data' eval mmedit --model $tiny
 fails 2 'needs --shards above it' 'a part of no parts' $ask --shard 1
 fails 2 'name a row' 'auto' $ask --method rome --edit-at auto
 fails 1 'not what --task says' 'another task' $ask --task caption
