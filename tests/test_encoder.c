@@ -131,6 +131,7 @@ static void test_method(void **state) {
   assert_fails(chi_export(m, &back, 1, tmp_path("out"), NULL, err), CHI_ERR_ARG, "nothing to export");
   chi_prompt_free(before);
   chi_prompt_free(during);
+  chi_delta_free(delta);
   chi_delta_free(back);
   chi_query_free(q);
   chi_model_free(m);
