@@ -9,7 +9,7 @@
 
 typedef struct args {
   cli_common c;
-  const char *model, *explainers, *by, *split, *out, *against;
+  const char *model, *explainers, *by, *split, *form, *out, *against;
   int64_t limit, each, heads, steps, randoms, shuffle;
   double cover;
   uint64_t seed;
@@ -19,6 +19,7 @@ static const args kDefaults = {.c = CLI_COMMON_DEFAULTS,
                                .explainers = "all",
                                .by = "pixel-blur,cut-text",
                                .split = "all",
+                               .form = "all",
                                .against = "attention",
                                .each = 2,
                                .heads = 10,
@@ -37,6 +38,8 @@ static const cli_opt kOpts[] = {
      .doc = "ways of removing for deletion and insertion: zero, mean, blur, noise, cut-text, cut-last, pixel-grey, "
             "pixel-blur; none that an explainer uses itself is used on it"},
     {.name = "--split", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, split), .doc = "items of this split, or all"},
+    {.name = "--form", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, form),
+     .doc = "items of this form (scene: questions about one of several objects), or all"},
     {.name = "--limit", .arg = "N", .kind = CLI_INT, CLI_AT(args, limit), .min = 0, .max = 1e9,
      .doc = "only the first N items that have a mask; 0 = all"},
     {.name = "--per-picture", .arg = "N", .kind = CLI_INT, CLI_AT(args, each), .min = 0, .max = 1e9,
@@ -75,11 +78,11 @@ static json_t *settings_json(const args *a, const chi_fair_opts *o, const chi_mo
   for (int i = 0; i < o->n_which; i++) json_array_append_new(which, json_string(o->which[i]->name));
   for (int k = 0; k < CHI_REMOVALS; k++)
     if (o->by[k]) json_array_append_new(by, json_string(chi_removal_name[k]));
-  return json_pack("{s:s,s:i,s:s,s:s,s:s,s:o,s:o,s:I,s:I,s:f,s:I,s:I,s:I,s:I,s:I}", "kind", "attribution-test",
-                   "format", 1, "model", m->hash, "items", d->hash, "split", a->split, "explainers", which, "by", by,
-                   "limit", (json_int_t)a->limit, "per_picture", (json_int_t)a->each, "cover", a->cover, "random_sets",
-                   (json_int_t)a->randoms, "shuffle", (json_int_t)a->shuffle, "heads", (json_int_t)a->heads, "steps",
-                   (json_int_t)a->steps, "seed", (json_int_t)a->seed);
+  return json_pack("{s:s,s:i,s:s,s:s,s:s,s:s,s:o,s:o,s:I,s:I,s:f,s:I,s:I,s:I,s:I,s:I}", "kind", "attribution-test",
+                   "format", 1, "model", m->hash, "items", d->hash, "split", a->split, "form", a->form, "explainers",
+                   which, "by", by, "limit", (json_int_t)a->limit, "per_picture", (json_int_t)a->each, "cover",
+                   a->cover, "random_sets", (json_int_t)a->randoms, "shuffle", (json_int_t)a->shuffle, "heads",
+                   (json_int_t)a->heads, "steps", (json_int_t)a->steps, "seed", (json_int_t)a->seed);
 }
 
 /* Items with a mask, picture after picture in order of first appearance. */
@@ -96,7 +99,8 @@ static int choose(const chi_data_item ***out, size_t *n, const chi_dataset *d, c
   for (size_t i = 0; i < d->n; i++) { /* taken: not to be used, or used already */
     const chi_data_item *it = &d->item[i];
     bool split = chi_streq(a->split, "all") || chi_streq(it->split, a->split);
-    taken[i] = it->problem || !split || !it->mask || !it->ask.image || !it->ask.answer || left == 0;
+    bool form = chi_streq(a->form, "all") || chi_streq(it->form, a->form);
+    taken[i] = it->problem || !split || !form || !it->mask || !it->ask.image || !it->ask.answer || left == 0;
     left -= !taken[i];
   }
   for (size_t i = 0; i < d->n; i++) {
@@ -110,7 +114,8 @@ static int choose(const chi_data_item ***out, size_t *n, const chi_dataset *d, c
   chi_free(taken);
   *out = list;
   if (*n) return 0;
-  return chi_fail(err, CHI_ERR_ARG, "%s has no item with picture, answer and mask in split '%s'", d->name, a->split);
+  return chi_fail(err, CHI_ERR_ARG, "%s has no item with picture, answer and mask in split '%s', form '%s'", d->name,
+                  a->split, a->form);
 }
 
 /* All questions of one picture, unless the log has every one. */
@@ -239,6 +244,6 @@ const cli_command cmd_eval_attribution = {
         "hurts more than removing as many random patches. Intervals: bootstrap over pictures; Holm over the\n"
         "explainers. A stopped test goes on where it was when the command is given again.",
     .examples =
-        "chiasm eval attribution models/demo/eval/items.jsonl --model demo -o fair --split test\n"
+        "chiasm eval attribution models/demo/eval/items.jsonl -m demo -o fair --split test --form scene\n"
         "chiasm eval attribution items.jsonl -m demo -o fair --explainer increase,attention,relevancy,random",
 };
