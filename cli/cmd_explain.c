@@ -141,8 +141,9 @@ const cli_command cmd_explain = {
         "attribution patching, the logit lens, removing one patch after the other (its vector, its pixels or\n"
         "its edges), and two baselines that look at nothing. Units differ between explainers; the order of the\n"
         "patches is what can be compared. chiasm eval attribution tests them on pictures with known masks.",
-    .examples = "chiasm explain demo models/demo/samples/peru.png \"What is the capital of this country?\" -o out\n"
-                "chiasm explain demo models/demo/samples/peru.png \"What is the capital of this country?\" "
-                "-e increase,cut-text,remove-mean\n"
-                "chiasm explain --list",
+    .examples =
+        "chiasm explain demo models/demo/samples/peru.png \"What is the capital of this country?\" -o out\n"
+        "chiasm explain demo models/demo/samples/peru.png \"What is the capital of this country?\" "
+        "-e increase,cut-text,remove-mean\n"
+        "chiasm explain --list",
 };

@@ -23,8 +23,8 @@ const cli_opt kCliCommonOpts[] = {
      .kind = CLI_STR,
      .arg = "NAME",
      CLI_AT(cli_common, isa),
-     .doc = "instruction set: portable, avx2, avx512, avx512-bf16, amx (also CHIASM_ISA); the best there is if not given. Never changes "
-            "a result"},
+     .doc = "instruction set: portable, avx2, avx512, avx512-bf16, amx (also CHIASM_ISA); the best there is if not "
+            "given. Never changes a result"},
     {.name = "--mmproj",
      .kind = CLI_STR,
      .arg = "FILE",

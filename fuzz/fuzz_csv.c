@@ -1,4 +1,5 @@
-/* A CSV file: either refused with one line, or every row can be read, its cells lie inside the file, and lines only grow. */
+/* A CSV file: either refused with one line, or every row can be read, its cells lie inside the file, and lines only
+ * grow. */
 #include <string.h>
 
 #include "file/csv.h"

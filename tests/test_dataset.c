@@ -228,8 +228,8 @@ static void test_item_problems(void **state) {
       "{\"id\": \"11\", \"question\": \"[Q]?\", \"answer\": \"a\", \"hard\": \"yes\"}",
       "{\"id\": \"12\", \"question\": \"[Q]?\", \"answer\": \"a\", \"constraints\": [{\"words\": \"other\"}]}",
       "",
-      "{\"id\": \"14\", \"question\": \"[Q]?\", \"answer\": \"a\", \"donor\": \"gone.png\", \"twins\": {\"blank\": "
-      "{\"question\": \"]\"}}}",
+      ("{\"id\": \"14\", \"question\": \"[Q]?\", \"answer\": \"a\", \"donor\": \"gone.png\", "
+       "\"twins\": {\"blank\": {\"question\": \"]\"}}}"),
       "{\"id\": \"1\", \"question\": \"[Q]?\", \"answer\": \"a\"}",
   };
   for (size_t i = 0; i < sizeof kLine / sizeof *kLine; i++) chi_str_addf(&s, "%s\n", kLine[i]);

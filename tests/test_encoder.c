@@ -8,7 +8,7 @@
 #include "eval/mmedit.h"
 #include "support/support.h"
 
-#define FOLDER "tests/fixtures/tiny-bert"
+#define FOLDER "tests/fixtures/bert-tiny"
 
 static void compare(const char *folder, const char *file, const char *name) {
   chi_encoder *e = NULL;

@@ -1,5 +1,5 @@
-/* Random checkpoints of well-known shapes: what a family asks for by its config alone is what the published checkpoint of
- * that shape has (tests/fixtures/headers); a written one opens, and the same seed gives the same bytes. */
+/* Random checkpoints of well-known shapes: what a family asks for by its config alone is what the published checkpoint
+ * of that shape has (tests/fixtures/headers); a written one opens, and the same seed gives the same bytes. */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>

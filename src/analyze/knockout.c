@@ -211,8 +211,8 @@ out:
 typedef struct receiver {
   chi_knockout *k;
   double *clean_of; /* chi_clean_of: [2 vocab] */
-  chi_metrics *m;     /* per capture; NULL: the clean run, which settles the target */
-  uint64_t *hash;     /* per capture */
+  chi_metrics *m;   /* per capture; NULL: the clean run, which settles the target */
+  uint64_t *hash;   /* per capture */
 } receiver;
 
 static int take(void *ud, int capture_id, int32_t i, const float *v, int64_t width) {

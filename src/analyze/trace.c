@@ -169,15 +169,14 @@ static void settle(work *w, int j) {
   t->clean = with_joint(t, chi_metrics_of(clean, V, t->target, t->counter, o->clean_of), o->later[0]);
   if (nd) {
     int d = choose(donor, nd, V, t->target);
-    t->donor_run =
-        with_joint(t, chi_metrics_of(donor + d * V, V, t->target, t->counter, o->clean_of), o->later[1 + d]);
+    t->donor_run = with_joint(t, chi_metrics_of(donor + d * V, V, t->target, t->counter, o->clean_of), o->later[1 + d]);
     t->donor = o->donor[d];
     t->donor_file = chi_arena_strdup(&t->arena, o->file[d], NULL);
     o->donor[d] = NULL;
   }
   for (int i = 0; i < t->corruption.n; i++) {
-    chi_metrics m = with_joint(t, chi_metrics_of(corrupt + (keep + i) * V, V, t->target, t->counter, o->clean_of),
-                               later[keep + i]);
+    chi_metrics m =
+        with_joint(t, chi_metrics_of(corrupt + (keep + i) * V, V, t->target, t->counter, o->clean_of), later[keep + i]);
     add_metrics(&t->corrupt, &m, 1.0 / t->corruption.n);
   }
   if (!(t->corrupt.p < t->clean.p))

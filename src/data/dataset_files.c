@@ -33,6 +33,7 @@ static int list(chii_folder *f, const char *path, chi_err *err) {
   DIR *d = opendir(path);
   chii_folder_free(f);
   f->path = strdup(path);
+  /* cppcheck-suppress readdirCalled ; safe on a stream of one's own */
   for (struct dirent *e; d && f->n < kMaxNames && (e = readdir(d)) != NULL;) {
     if (e->d_name[0] == '.') continue;
     void *p = f->name, *q = f->nfc;

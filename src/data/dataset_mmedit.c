@@ -1,5 +1,5 @@
-/* MMEdit's files: records of eleven texts (E-VQA, E-IC, VLKEB), and the pools that their unrelated questions are from. What
- * is odd in the published files is kept as it is, and counted. */
+/* MMEdit's files: records of eleven texts (E-VQA, E-IC, VLKEB), and the pools that their unrelated questions are from.
+ * What is odd in the published files is kept as it is, and counted. */
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -31,7 +31,8 @@ static int picture(chi_items *s, const char **out, const json_t *o, const char *
   return *out ? 0 : CHI_ERR_MEMORY;
 }
 
-/* constraints: [{"words": ..., "substitutes": [{"words": ..., "answer": ...}, ...]}, ...]; the first substitute counts. */
+/* constraints: [{"words": ..., "substitutes": [{"words": ..., "answer": ...}, ...]}, ...]; the first substitute
+ * counts. */
 static int read_parts(chi_items *s, chi_item *it, const json_t *o, const char *where, chi_err *err) {
   int rc = 0;
   char sub_where[4300];

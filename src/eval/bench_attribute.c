@@ -60,7 +60,7 @@ out:
 static int heads(chi_bench *b, const chi_model *m, const chi_prompt *p, int runs, size_t mem, double *pass,
                  chi_err *err) {
   int rc = 0;
-  double plain[kMostRuns], whole[kMostRuns];
+  double plain[kMostRuns] = {0}, whole[kMostRuns] = {0};
   chi_attribute_opts o = CHI_ATTRIBUTE_OPTS_INIT;
   o.mem = mem;
   for (int i = -1; i < runs; i++) { /* the first one warms up */

@@ -14,8 +14,8 @@ const char *chi_fair_metric_name(int metric) {
   if (metric < CHI_FAIR_DELETION) return kScalar[metric];
   char *s = buf[next++ % 4];
   bool in = metric >= CHI_FAIR_INSERTION;
-  snprintf(s, sizeof buf[0], "%s %s", in ? "insertion" : "deletion",
-           chi_removal_name[metric - (in ? CHI_FAIR_INSERTION : CHI_FAIR_DELETION)]);
+  int how = in ? metric - CHI_FAIR_INSERTION : metric - CHI_FAIR_DELETION;
+  snprintf(s, sizeof buf[0], "%s %s", in ? "insertion" : "deletion", chi_removal_name[how]);
   return s;
 }
 

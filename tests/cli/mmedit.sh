@@ -37,7 +37,7 @@ works 'missing pictures do not end a run' eval mmedit --quiet --model $tiny --da
   --images tests/fixtures/mmedit --limit 6 --no-generation
 check 'and are counted' grep -qF '3 records; 3 skipped' "$T/out"
 
-demos="--demos $records --encoder tests/fixtures/tiny-bert --demo-limit 8"
+demos="--demos $records --encoder tests/fixtures/bert-tiny --demo-limit 8"
 works 'in-context editing' $ask --method ike --contexts 2 $demos --no-generation
 check 'asks every record' grep -qF 'method ike: 4 records' "$T/out"
 works 'the new fact alone' $ask --method ike --preset bare --protocol own --no-generation

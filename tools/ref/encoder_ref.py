@@ -1,6 +1,6 @@
 """Sentence vectors by transformers' BertModel: mean over all tokens, L2 norm.
 
-    python tools/ref/encoder_ref.py              tests/fixtures/tiny-bert: a random BERT, its tokenizer, 20 sentences, vectors
+    python tools/ref/encoder_ref.py              tests/fixtures/bert-tiny: a random BERT, its tokenizer, 20 sentences, vectors
     python tools/ref/encoder_ref.py --real DIR   the vectors of all-MiniLM-L6-v2, beside them (numbers only)
 
 Versions: torch 2.13.0, transformers 5.23.0, tokenizers 0.23.3 (tools/ref/requirements.txt).
@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 
 from common import FIXTURES
 
-OUT = FIXTURES / "tiny-bert"
+OUT = FIXTURES / "bert-tiny"
 SENTENCES = [
     "New Fact: What is it? a dog\nPrompt: What is it? a dog\n\n", "a", "", "What color is the car?", "the the the the",
     "Where is the man with the red hat?", "How many elephants are there?", "yes", "no", "12:30", "München", "naïve café",

@@ -1,5 +1,5 @@
-/* AVX-512: the whole row of the table, and those of a CPU which has AVX512-BF16 or AMX too. Tiles keep 24 accumulators: 12 rows
- * x 32 outputs for f32, 6 rows x 32 outputs x (even, odd) for bf16. */
+/* AVX-512: the whole row of the table, and those of a CPU which has AVX512-BF16 or AMX too. Tiles keep 24 accumulators:
+ * 12 rows x 32 outputs for f32, 6 rows x 32 outputs x (even, odd) for bf16. */
 #define CHI_LANES 16
 #include "kernel/x86/bf16_amx.h"
 #include "kernel/x86/bf16_avx512dp.h"
@@ -200,13 +200,12 @@ static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, cons
 }
 
 /* What the sets with 16 lanes share. */
-#define SHARED                                                                                      \
-  .mr_f32 = MR_F32,                                                                                 \
-  .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16},     \
+#define SHARED                                                                                                    \
+  .mr_f32 = MR_F32, .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16}, \
   .tile_pair = tile_pair_any, .widen = panel_widen, CHI_ROW_FUNCTIONS
 
 const chi_kernel_table chi_kernels_avx512 = {SHARED, .mr_bf16 = MR_BF16, .tile_bf16 = tile_bf16_any};
-const chi_kernel_table chi_kernels_avx512_bf16 = {
-    SHARED, .mr_bf16 = MR_BF16, .tile_bf16 = chi_tile_bf16_dp, .row_bf16 = chi_row_bf16_dp};
-const chi_kernel_table chi_kernels_amx = {
-    SHARED, .mr_bf16 = CHI_AMX_ROWS, .tile_bf16 = chi_tile_bf16_amx, .row_bf16 = chi_row_bf16_amx};
+const chi_kernel_table chi_kernels_avx512_bf16 = {SHARED, .mr_bf16 = MR_BF16, .tile_bf16 = chi_tile_bf16_dp,
+                                                  .row_bf16 = chi_row_bf16_dp};
+const chi_kernel_table chi_kernels_amx = {SHARED, .mr_bf16 = CHI_AMX_ROWS, .tile_bf16 = chi_tile_bf16_amx,
+                                          .row_bf16 = chi_row_bf16_amx};
