@@ -3,6 +3,7 @@
 # against the library with pkg-config alone.
 . tests/cli/lib.sh
 
+T=$(cd "$T" && pwd) # the test changes its folder
 export DESTDIR=
 check 'install' cmake --install "$BUILD" --prefix "$T/root"
 cd "$T" || exit 1
