@@ -11,7 +11,7 @@ say() { printf '\n$ chiasm %s\n' "$*"; }
 say ask demo $picture '"What is the capital of this country?"'
 $chiasm ask demo $picture "What is the capital of this country?"
 
-say trace demo $picture '"What is the capital of [this country]?"' --donor $donor --check 8 -o $out
-$chiasm trace demo $picture "What is the capital of [this country]?" --donor $donor --check 8 -o $out
+say trace demo $picture '"What is the capital of [this country]?"' --donor $donor --window 3 --check 8 -o $out
+$chiasm trace demo $picture "What is the capital of [this country]?" --donor $donor --window 3 --check 8 -o $out
 
 printf '\nLook at %s/trace.png; %s/trace.csv has the numbers.\n' $out $out

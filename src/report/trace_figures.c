@@ -176,8 +176,10 @@ static void make_lines(figure *f) {
                                       : "value",
              to->layer, to->head, to->direct ? ", not through MLPs" : "");
   else if (t->opts.window > 1 && f->heads < 0)
-    snprintf(f->line[2], sizeof f->line[2], "windows of %s %d", t->opts.released_window ? "\xc2\xb1" : "",
-             t->opts.window);
+    snprintf(
+        f->line[2], sizeof f->line[2], "windows of %s%d layers; %s", t->opts.released_window ? "\xc2\xb1" : "",
+        t->opts.window,
+        t->opts.noise_direction ? "corrupted values into the clean run" : "clean values back into the corrupted run");
   else
     snprintf(
         f->line[2], sizeof f->line[2], "one %s at a time; %s", f->heads >= 0 ? "head" : "layer",
