@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT / "tools" / "ref"))
 import trace_ref  # noqa: E402  (Item, embed: prompt to rows)
 from common import preprocess, read_json  # noqa: E402
 
-QUESTIONS = [("peru.png", "What is the capital of [this country]?", "Spain"),
-             ("japan.png", "What is the capital of [Peru]?", "Chad")]
+QUESTIONS = [("peru.png", "What is the capital of [this country]?", "Kenya"),
+             ("japan.png", "What is the capital of [Peru]?", "Kenya")]
 
 
 class Rig:
