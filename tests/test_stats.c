@@ -168,6 +168,23 @@ static void test_bootstrap_exact(void **state) {
   assert_int_equal(e.draws, 40000);
 }
 
+/* Field by field: the bytes between them have no value. */
+static void same_est(const chi_est *a, const chi_est *b) {
+  assert_memory_equal(&a->value, &b->value, sizeof a->value);
+  assert_memory_equal(&a->lo, &b->lo, sizeof a->lo);
+  assert_memory_equal(&a->hi, &b->hi, sizeof a->hi);
+  assert_int_equal(a->n, b->n);
+  assert_int_equal(a->clusters, b->clusters);
+  assert_int_equal(a->draws, b->draws);
+}
+static void same_cell(const chi_cell_test *a, const chi_cell_test *b) {
+  assert_memory_equal(&a->mean, &b->mean, sizeof a->mean);
+  assert_memory_equal(&a->t, &b->t, sizeof a->t);
+  assert_memory_equal(&a->p, &b->p, sizeof a->p);
+  assert_memory_equal(&a->p_cell, &b->p_cell, sizeof a->p_cell);
+  assert_int_equal(a->clusters, b->clusters);
+}
+
 static void test_bootstrap_rules(void **state) {
   (void)state;
   double a[60], b[60], d[60];
@@ -182,14 +199,14 @@ static void test_bootstrap_rules(void **state) {
   chi_boot_opts o = {.seed = 9};
   assert_works(chi_boot_mean(&e, &c, a, b, &o, err)); /* paired is the mean of differences; NaN is left out */
   assert_works(chi_boot_mean(&f, &c, d, NULL, &o, err));
-  assert_memory_equal(&e, &f, sizeof e);
+  same_est(&e, &f);
   assert_int_equal(e.n, 51);
   assert_int_equal(e.draws, 10000);
   int threads = chi_threads();
   chi_set_threads(threads == 1 ? 2 : 1);
   assert_works(chi_boot_mean(&g, &c, d, NULL, &o, err));
   chi_set_threads(threads);
-  assert_memory_equal(&e, &g, sizeof e);
+  same_est(&e, &g);
   o.seed = 10;
   assert_works(chi_boot_mean(&g, &c, d, NULL, &o, err));
   assert_true(g.lo < e.lo || g.lo > e.lo);
@@ -327,7 +344,7 @@ static void test_max_t_random_flips(void **state) {
   chi_set_threads(threads == 1 ? 2 : 1);
   assert_works(chi_max_t(again, &c, x, CELLS, &(chi_boot_opts){.draws = 4095}, err));
   chi_set_threads(threads);
-  assert_memory_equal(some, again, sizeof some);
+  for (size_t i = 0; i < sizeof some / sizeof *some; i++) same_cell(&some[i], &again[i]);
   for (int k = 0; k < CELLS; k++) {
     near(some[k].p, all[k].p, 0.03);
     near(some[k].p_cell, all[k].p_cell, 0.03);
