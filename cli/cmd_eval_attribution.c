@@ -4,7 +4,7 @@
 
 #include "cli.h"
 #include "data/dataset.h"
-#include "eval/fair_log.h"
+#include "eval/fair_line.h"
 #include "report/fair_report.h"
 
 typedef struct args {
@@ -119,12 +119,12 @@ static int choose(const chi_data_item ***out, size_t *n, const chi_dataset *d, c
 }
 
 /* All questions of one picture, unless the log has every one. */
-static int picture(chi_fair_log *log, const chi_model *m, const chi_data_item *const *it, size_t n,
-                   const chi_fair_opts *o, chi_err *err) {
+static int picture(chi_jlog *log, const chi_model *m, const chi_data_item *const *it, size_t n, const chi_fair_opts *o,
+                   chi_err *err) {
   int rc = 0;
   chi_arena arena = {0};
   size_t missing = 0;
-  for (size_t i = 0; i < n; i++) missing += !chi_fair_log_has(log, it[i]->id);
+  for (size_t i = 0; i < n; i++) missing += !chi_jlog_find(log, it[i]->id);
   if (missing == 0) return 0;
   chi_fair_ask *ask = chi_arena_array(&arena, n, sizeof *ask, err);
   chi_fair_result *r = chi_arena_array(&arena, n, sizeof *r, err);
@@ -132,15 +132,20 @@ static int picture(chi_fair_log *log, const chi_model *m, const chi_data_item *c
   for (size_t i = 0; i < n; i++)
     ask[i] = (chi_fair_ask){.question = it[i]->ask.question, .answer = it[i]->ask.answer, .mask = it[i]->mask};
   CHI_TRY(chi_fair_picture(r, m, it[0]->ask.image, ask, (int)n, o, &arena, err));
-  for (size_t i = 0; i < n; i++)
-    if (!chi_fair_log_has(log, it[i]->id))
-      CHI_TRY(chi_fair_log_add(log, it[i]->id, it[i]->unit, it[i]->ask.image, &r[i], o, err));
+  for (size_t i = 0; i < n; i++) {
+    if (chi_jlog_find(log, it[i]->id)) continue;
+    json_t *line = NULL;
+    CHI_TRY(chi_fair_line(&line, it[i]->id, it[i]->unit, it[i]->ask.image, &r[i], o, err));
+    rc = chi_jlog_add(log, line, err);
+    json_decref(line);
+    if (rc) goto out;
+  }
 out:
   chi_arena_free(&arena);
   return rc;
 }
 
-static int run_all(chi_fair_log *log, const chi_model *m, const chi_model *shuffled, const chi_data_item *const *list,
+static int run_all(chi_jlog *log, const chi_model *m, const chi_model *shuffled, const chi_data_item *const *list,
                    size_t n, chi_fair_opts *o, int64_t shuffle, chi_err *err) {
   int rc = 0;
   for (size_t i = 0, k; i < n; i = k) {
@@ -154,7 +159,7 @@ out:
   return rc;
 }
 
-static int finish(cli *c, const args *a, chi_model *m, const chi_dataset *d, const chi_fair_log *log,
+static int finish(cli *c, const args *a, chi_model *m, const chi_dataset *d, const chi_jlog *log,
                   const json_t *settings, const chi_fair_opts *o, chi_err *err) {
   int rc = 0;
   chi_fair_table *t = NULL;
@@ -164,7 +169,7 @@ static int finish(cli *c, const args *a, chi_model *m, const chi_dataset *d, con
   const chi_boot_opts boot = {.seed = a->seed};
   CHI_TRY(cli_provenance(&prov, c, m, NULL, NULL, err));
   prov.data_hash = d->hash, prov.has_seed = true, prov.seed = a->seed;
-  CHI_TRY(chi_fair_table_make(&t, chi_fair_log_items(log), o, a->against, &boot, err));
+  CHI_TRY(chi_fair_table_make(&t, chi_jlog_lines(log), o, a->against, &boot, err));
   CHI_TRY(chi_fair_write(t, settings, &prov, a->out, &files, err));
   if (a->c.json) {
     CHI_TRY(chi_fair_json(&j, t, settings, &prov, err));
@@ -189,7 +194,7 @@ static int run(cli *c, void *v, chi_err *err) {
   size_t n = 0;
   chi_model *m = NULL, *shuffled = NULL;
   chi_dataset *d = NULL;
-  chi_fair_log *log = NULL;
+  chi_jlog *log = NULL;
   const chi_data_item **list = NULL;
   const chi_explainer **which = NULL;
   json_t *settings = NULL;
@@ -212,11 +217,11 @@ static int run(cli *c, void *v, chi_err *err) {
   CHI_TRY(settings ? 0 : chi_fail(err, CHI_ERR_MEMORY, "out of memory"));
   CHI_TRY(chi_mkdirs(a->out, err));
   CHI_TRY(chi_path_join(path, sizeof path, a->out, "items.jsonl", err));
-  CHI_TRY(chi_fair_log_open(&log, path, settings, err));
+  CHI_TRY(chi_jlog_open(&log, path, settings, err));
   CHI_TRY(run_all(log, m, shuffled, list, n, &o, a->shuffle, err));
   CHI_TRY(finish(c, a, m, d, log, settings, &o, err));
 out:
-  chi_fair_log_close(log);
+  chi_jlog_close(log);
   json_decref(settings);
   chi_free(list);
   chi_free(which);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "data/dataset.h"
-#include "eval/fair_log.h"
+#include "eval/fair_line.h"
 #include "eval/mapscore.h"
 #include "report/fair_report.h"
 #include "support/support.h"
@@ -136,6 +136,13 @@ static void test_shuffle(void **state) {
 }
 
 /* ---- the log ----------------------------------------------------------------------------------------------- */
+static void add(chi_jlog *l, const char *id, const chi_fair_result *r, const chi_fair_opts *o) {
+  json_t *line = NULL;
+  assert_works(chi_fair_line(&line, id, "u", "picture.png", r, o, err));
+  assert_works(chi_jlog_add(l, line, err));
+  json_decref(line);
+}
+
 static void test_log(void **state) {
   (void)state;
   fixture f;
@@ -145,15 +152,14 @@ static void test_log(void **state) {
   const char *path = tmp_path("items.jsonl");
   json_t *head = json_pack("{s:s,s:i}", "kind", "attribution-test", "seed", 3),
          *other = json_pack("{s:s,s:i}", "kind", "attribution-test", "seed", 4), *first, *again;
-  chi_fair_log *l = NULL, *second = NULL;
-  assert_works(chi_fair_log_open(&l, path, head, err));
-  for (int i = 0; i < kAsks; i++)
-    assert_works(chi_fair_log_add(l, f.d->item[i].id, "u", "picture.png", &r[i], &f.o, err));
-  assert_true(chi_fair_log_has(l, "wrong") && !chi_fair_log_has(l, "other"));
-  assert_fails(chi_fair_log_open(&second, path, head, err), CHI_ERR_IO, "is being written by another process");
-  first = json_deep_copy(chi_fair_log_items(l));
-  chi_fair_log_close(l);
-  assert_fails(chi_fair_log_open(&l, path, other, err), CHI_ERR_ARG, "belongs to another test");
+  chi_jlog *l = NULL, *second = NULL;
+  assert_works(chi_jlog_open(&l, path, head, err));
+  for (int i = 0; i < kAsks; i++) add(l, f.d->item[i].id, &r[i], &f.o);
+  assert_true(chi_jlog_find(l, "wrong") && !chi_jlog_find(l, "other"));
+  assert_fails(chi_jlog_open(&second, path, head, err), CHI_ERR_IO, "is being written by another process");
+  first = json_deep_copy(chi_jlog_lines(l));
+  chi_jlog_close(l);
+  assert_fails(chi_jlog_open(&l, path, other, err), CHI_ERR_ARG, "belongs to another run");
   /* cut short within the last line: that item is done again, to the same line */
   chi_map map = {0};
   assert_works(chi_map_open(&map, path, err));
@@ -162,20 +168,20 @@ static void test_log(void **state) {
   memcpy(text, map.data, n);
   chi_map_close(&map);
   put_file(path, text, n - 20);
-  assert_works(chi_fair_log_open(&l, path, head, err));
-  assert_false(chi_fair_log_has(l, "cropped"));
-  assert_works(chi_fair_log_add(l, "cropped", "u", "picture.png", &r[3], &f.o, err));
-  again = json_deep_copy(chi_fair_log_items(l));
-  chi_fair_log_close(l);
+  assert_works(chi_jlog_open(&l, path, head, err));
+  assert_null(chi_jlog_find(l, "cropped"));
+  add(l, "cropped", &r[3], &f.o);
+  again = json_deep_copy(chi_jlog_lines(l));
+  chi_jlog_close(l);
   assert_true(json_equal(first, again) && json_array_size(again) == 4);
   assert_works(chi_map_open(&map, path, err));
   assert_true(map.size == n && memcmp(map.data, text, n) == 0);
   chi_map_close(&map);
   text[n - 40] = '\n'; /* broken in the middle */
   put_file(path, text, n);
-  assert_fails(chi_fair_log_open(&l, path, head, err), CHI_ERR_FORMAT, "line 5: not a finished item");
+  assert_fails(chi_jlog_open(&l, path, head, err), CHI_ERR_FORMAT, "line 5: not an object with an id");
   put_file(path, "no log", 6);
-  assert_fails(chi_fair_log_open(&l, path, head, err), CHI_ERR_FORMAT, "no log of a fair test");
+  assert_fails(chi_jlog_open(&l, path, head, err), CHI_ERR_FORMAT, "is no log");
   chi_free(text);
   json_decref(first);
   json_decref(again);

@@ -70,7 +70,7 @@ static int append(const chi_jlog *l, const json_t *j, chi_err *err) {
   chi_str s = {0};
   off_t end = 0;
   if (l->fd < 0) return 0;
-  text = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(9));
+  text = json_dumps(j, JSON_COMPACT); /* every digit: what is read again is what was kept */
   end = lseek(l->fd, 0, SEEK_END);
   if (!text) return chi_fail(err, CHI_ERR_MEMORY, "out of memory");
   chi_str_add(&s, text);

@@ -27,7 +27,7 @@ mkdir "$T/b" && head -c 1200 "$T/a/items.jsonl" >"$T/b/items.jsonl"
 works 'goes on after half a line' $fair -o "$T/b"
 check 'the same items' cmp "$T/a/items.jsonl" "$T/b/items.jsonl"
 check 'the same table' cmp "$T/a/attribution-test.csv" "$T/b/attribution-test.csv"
-fails 1 'belongs to another test' 'other settings on the same log' $fair -o "$T/a" --seed 9
+fails 1 'belongs to another run' 'other settings on the same log' $fair -o "$T/a" --seed 9
 
 works 'heads' heads "$tiny" "$picture" "$question" --neurons 3 --head 1_2 -o "$T/heads" --dump-plan "$T/heads.plan" --quiet
 check 'heads: its plan runs' "$chiasm" run "$tiny" --plan "$T/heads.plan" --quiet
