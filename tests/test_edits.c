@@ -118,7 +118,7 @@ static void test_reading(void **state) {
        "probes.reverse[0]: field 'answer' is missing"},
       {"{\"question\":\"Why?\",\"target\":\"x\",\"probes\":{\"reverse\":{}}}\n", "probes.reverse is no list"},
       {"{\"id\":\"a\",\"question\":\"Why?\",\"target\":\"x\"}\n{\"id\":\"a\",\"question\":\"Why?\",\"target\":\"x\"}\n",
-       "two lines, 1 and 2"},
+       "stands on lines 1 and 2"},
       {"{\"question\":\"Why?\"", "line 1"},
   };
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "file/jsonl.h"
+
 enum { kMaxFile = 256 << 20, kMaxProbes = 4096 };
 
 static const chi_probe_info kProbes[CHI_PROBES] = {
@@ -118,54 +120,39 @@ out:
   return rc;
 }
 
-static int by_id(const void *a, const void *b) {
-  return strcmp((*(const chi_edit_item *const *)a)->id, (*(const chi_edit_item *const *)b)->id);
+static int unique_ids(const chi_edit_set *s, const char *path, chi_err *err) {
+  chi_jsonl_id *ids = chi_calloc(s->n, sizeof *ids, err);
+  if (!ids) return CHI_ERR_MEMORY;
+  for (size_t i = 0; i < s->n; i++) ids[i] = (chi_jsonl_id){s->item[i].id, s->item[i].line};
+  int rc = chi_jsonl_unique(path, ids, s->n, err);
+  chi_free(ids);
+  return rc;
 }
 
-static int unique_ids(const chi_edit_set *s, const char *path, chi_err *err) {
-  int rc = 0;
-  const chi_edit_item **p = chi_calloc(s->n, sizeof *p, err);
-  if (!p) return CHI_ERR_MEMORY;
-  for (size_t i = 0; i < s->n; i++) p[i] = &s->item[i];
-  qsort(p, s->n, sizeof *p, by_id);
-  for (size_t i = 1; i < s->n && rc == 0; i++)
-    if (strcmp(p[i]->id, p[i - 1]->id) == 0)
-      rc = chi_fail(err, CHI_ERR_FORMAT, "%s: id '%.80s' stands on two lines, %d and %d", path, p[i]->id,
-                    p[i - 1]->line < p[i]->line ? p[i - 1]->line : p[i]->line,
-                    p[i - 1]->line < p[i]->line ? p[i]->line : p[i - 1]->line);
-  chi_free(p);
+typedef struct reading {
+  chi_edit_set *out;
+  char dir[4096];
+  const char *split;
+  size_t limit;
+} reading;
+static int take(void *ud, const json_t *o, const char *where, int line, bool *stop, chi_err *err) {
+  const reading *r = ud;
+  reader in = {.s = r->out, .dir = r->dir, .where = where, .err = err};
+  int rc = read_item(&in, o, line, r->split);
+  *stop = r->limit && r->out->n >= r->limit;
   return rc;
 }
 
 int chi_edit_set_load(chi_edit_set *out, const char *path, const char *split, size_t limit, chi_err *err) {
-  int rc = 0, line = 0;
-  char *buf = NULL, dir[4096], where[4200];
-  size_t len;
+  int rc = 0;
+  reading r = {.out = out, .split = split, .limit = limit};
   memset(out, 0, sizeof *out);
-  const char *slash = strrchr(path, '/');
-  snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
-  CHI_TRY(chi_read_file(&buf, &len, path, kMaxFile, err));
-  CHI_TRY(chi_sha256_file(out->hash, path, err));
-  for (char *p = buf, *next; p && *p && (!limit || out->n < limit); p = next) {
-    next = strchr(p, '\n');
-    size_t n = next ? (size_t)(next - p) : strlen(p);
-    next = next ? next + 1 : NULL;
-    line++;
-    if (strspn(p, " \t\r") >= n) continue;
-    json_t *o = NULL;
-    snprintf(where, sizeof where, "%s: line %d", path, line);
-    reader r = {.s = out, .dir = dir, .where = where, .err = err};
-    CHI_TRY(chi_json_parse(&o, p, n, where, err));
-    rc = json_is_object(o) ? read_item(&r, o, line, split) : chi_fail(err, CHI_ERR_FORMAT, "%s: not an object", where);
-    json_decref(o);
-    if (rc) goto out;
-  }
+  CHI_TRY(chi_jsonl_read(path, kMaxFile, out->hash, r.dir, take, &r, err));
   if (out->n == 0)
     rc = chi_fail(err, CHI_ERR_FORMAT, "%s holds no edits%s%s", path, split ? " of split " : "", split ? split : "");
   else
     CHI_TRY(unique_ids(out, path, err));
 out:
-  chi_free(buf);
   if (rc) chi_edit_set_free(out);
   return rc;
 }
