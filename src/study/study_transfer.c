@@ -149,35 +149,30 @@ out:
 /* ---- lens ------------------------------------------------------------------------------------------------ */
 /* Best rank of the entity's name over the rows of the constraint, and at the last row: of the input and every layer. */
 static int bridge(chi_study_job *j, chi_err *err) {
+  static const struct {
+    chi_role role;
+    const char *name;
+  } places[] = {{CHI_ROLE_CONSTRAINT, "words"}, {CHI_ROLE_LAST, "last"}};
   int rc = 0;
-  int32_t *words = NULL, n_words = 0, n = 0;
-  bool part = false;
-  chi_lens *lens = NULL;
+  chi_bridge *b = NULL;
   const chi_prompt *p = j->prompt;
-  int32_t *rows = NULL;
-  CHI_TRY(words_rows(j, &rows, &n, err));
-  if (n == 0 || rows[n - 1] != p->n_rows - 1) rows[n++] = p->n_rows - 1;
-  CHI_TRY(chi_lens_word(&words, &n_words, &part, j->model, p, j->item->entity, err));
-  chi_lens_opts o = {.rows = rows, .n_rows = n, .k = 1, .words = words, .n_words = n_words, .mem = j->opts->mem};
-  CHI_TRY(chi_lens_run(&lens, j->model, p, &o, err));
-  int64_t dim = lens->n_layers;
+  char rows[32 * (CHI_MAX_SPANS + 1)]; /* the bracketed rows and the last one */
+  int at_end = snprintf(rows, sizeof rows, "%d", (int)p->n_rows - 1);
+  for (int i = 0; i < p->n_spans; i++)
+    at_end +=
+        snprintf(rows + at_end, sizeof rows - (size_t)at_end, ",%d-%d", (int)p->span[i].lo, (int)p->span[i].hi - 1);
+  CHI_TRY(chi_lens_bridge(&b, j->model, p, j->item->entity, rows, j->opts->mem, err));
+  int64_t dim = b->n_columns;
   float *at = chi_study_floats(j, (size_t)dim, err);
   CHI_TRY(at ? 0 : CHI_ERR_MEMORY);
-  for (int end = 0; end < 2; end++) {
-    for (int32_t l = 0; l < lens->n_layers; l++) {
-      int32_t best = 0;
-      for (int32_t r = end ? n - 1 : 0; r < (end ? n : n - 1); r++) {
-        int32_t rank = lens->cell.rank[r * lens->n_layers + l];
-        if (best == 0 || rank < best) best = rank;
-      }
-      at[l] = best ? (float)best : NAN;
-    }
-    CHI_TRY(chi_study_put(j, at, 1, &dim, err, "lens/%s/%s/rank", j->ask_name, end ? "last" : "words"));
+  for (size_t k = 0; k < sizeof places / sizeof *places; k++) {
+    for (int32_t l = 0; l < b->n_columns; l++)
+      at[l] = b->n_rows[places[k].role] ? (float)b->best[places[k].role][l] : NAN;
+    CHI_TRY(chi_study_put(j, at, 1, &dim, err, "lens/%s/%s/rank", j->ask_name, places[k].name));
   }
-  if (part) json_object_set_new(j->info, "entity_by_first_token", json_true());
+  if (b->part) json_object_set_new(j->info, "entity_by_first_token", json_true());
 out:
-  chi_free(words);
-  chi_lens_free(lens);
+  chi_bridge_free(b);
   return rc;
 }
 
