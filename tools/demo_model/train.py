@@ -11,8 +11,8 @@ decoder is frozen, tower and projector learn naming and captions. joint: everyth
 with text replay. tools/demo_model/all.sh runs them all.
 
 Weights are held in bf16 as they are exported, with f32 copies for the optimizer.
-The learning-rate schedule follows the wall clock (--minutes) or, to be repeatable,
-a number of steps (--steps). With --procs 2 two processes share each batch.
+The learning-rate schedule follows the number of steps, so that neither a pause nor a
+busy machine changes it. With --procs 2 two processes share each batch.
 
 Choosing among several things takes hops: from a told shape to its colour, from
 the constraint words to the thing, from there to the answer. Next-token loss alone
@@ -47,11 +47,11 @@ from render import COLOR_NAMES, SHAPES
 from stream import loader
 from world import World
 
-STAGES = {   # number, minutes, steps of warm-up, flat share, rate, pictures, shown, texts
-    "text": (1, 26.0, 60, 0.60, 1.5e-3, 0, 0, 64),
-    "tower": (0, 20.0, 60, 0.45, 1.5e-3, 0, 48, 0),
-    "naming": (2, 8.0, 40, 0.45, 1.0e-3, 20, 6, 0),
-    "joint": (3, 48.0, 60, 0.30, 1.2e-3, 16, 12, 20),
+STAGES = {   # number, steps, of warm-up, flat share, rate, pictures, shown, texts
+    "text": (1, 1600, 60, 0.60, 1.5e-3, 0, 0, 64),
+    "tower": (0, 1300, 60, 0.45, 1.5e-3, 0, 48, 0),
+    "naming": (2, 340, 40, 0.45, 1.0e-3, 20, 6, 0),
+    "joint": (3, 1390, 60, 0.30, 1.2e-3, 16, 12, 20),
 }
 STARTS_FROM = {"text": (), "tower": (), "naming": ("text", "tower"),
                "joint": ("text", "tower", "naming")}
@@ -231,7 +231,7 @@ class Trainer:
         self.words = [torch.tensor(self.encoder.shape_words),
                       torch.tensor(self.encoder.color_words),
                       torch.tensor(self.encoder.side_words)]
-        self.step, self.spent, self.finished = 0, 0.0, False
+        self.step, self.spent, self.finished = 0, 0.0, False   # spent: seconds, to be told
         self.checkpoint = args.work / f"{args.stage}.pt"
         named = dict(self.model.named_parameters())
         for other in STARTS_FROM[args.stage]:
@@ -249,7 +249,7 @@ class Trainer:
         if self.checkpoint.exists():
             saved = torch.load(self.checkpoint, weights_only=True)
             self.step, self.spent = saved["step"], saved["spent"]
-            self.finished = saved["finished"]
+            self.finished = self.step >= args.steps
             self.optimizer.load(saved["optimizer"])
         self.log = open(args.work / "train.log", "a") if rank == 0 else None
 
@@ -294,19 +294,13 @@ class Trainer:
             waited += time.time() - now
             train_step(self.model, batch, args.stage, self.encoder.image_at, self.words,
                        prototypes, seen)
-            done = self.step / args.steps if args.steps else self.spent / (60 * args.minutes)
-            factor = schedule(done, self.step, warm, args.flat)
+            factor = schedule(self.step / args.steps, self.step, warm, args.flat)
             flat_gradient, halt = self.share(self.optimizer.gradients(), bool(stop))
             norm = self.optimizer.step(flat_gradient, factor)
             self.step += 1
             self.spent += time.time() - clock
             clock = time.time()
-            if args.procs > 1:   # one clock for all
-                told = torch.tensor([self.spent], dtype=torch.float64)
-                dist.broadcast(told, 0)
-                self.spent = float(told)
-            self.finished = (self.step >= args.steps if args.steps
-                             else self.spent >= 60 * args.minutes)
+            self.finished = self.step >= args.steps
             if self.step % args.say_steps == 0:
                 means = " ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in sorted(seen.items()))
                 self.say(f"{args.stage} {self.step} min {self.spent / 60:.1f} waited "
@@ -342,14 +336,13 @@ def main():
     ap.add_argument("--model", required=True, help="folder with world/ and tokenizer.json")
     ap.add_argument("--text-model", help="where stage text exports the decoder alone")
     ap.add_argument("--work", required=True, type=pathlib.Path, help="checkpoints and log")
-    ap.add_argument("--minutes", type=float)
-    ap.add_argument("--scale", type=float, default=1.0, help="of the stage's usual minutes")
-    ap.add_argument("--steps", type=int, default=0, help="overrides --minutes")
+    ap.add_argument("--steps", type=int, help="of the stage, whole")
+    ap.add_argument("--scale", type=float, default=1.0, help="of the stage's usual steps")
     ap.add_argument("--pictures", type=int, help="pictures asked about, a batch and process")
     ap.add_argument("--shown", type=int, help="further pictures for the tower")
     ap.add_argument("--texts", type=int, help="text rows in a batch")
     ap.add_argument("--rate", type=float)
-    ap.add_argument("--flat", type=float, help="share of the time before the rate falls")
+    ap.add_argument("--flat", type=float, help="share of the steps before the rate falls")
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--tower", choices=("full", "no-attention"), default="full")
     ap.add_argument("--procs", type=int, default=1)
@@ -358,8 +351,8 @@ def main():
     ap.add_argument("--say-steps", type=int, default=25)
     ap.add_argument("--keep-minutes", type=float, default=5.0)
     args = ap.parse_args()
-    _, minutes, _, flat, rate, pictures, shown, texts = STAGES[args.stage]
-    for name, value in (("minutes", minutes * args.scale), ("flat", flat), ("rate", rate),
+    _, steps, _, flat, rate, pictures, shown, texts = STAGES[args.stage]
+    for name, value in (("steps", round(steps * args.scale)), ("flat", flat), ("rate", rate),
                         ("pictures", pictures), ("shown", shown), ("texts", texts)):
         if getattr(args, name) is None:
             setattr(args, name, value)
