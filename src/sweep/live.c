@@ -95,17 +95,34 @@ static int kv_layer(chi_time t) {
   return t / CHI_STAGES + (t % CHI_STAGES <= CHI_ST_QKV ? 0 : 1);
 }
 
+/* A value copied to where it stands already changes nothing: the same row of the same owner, as of clean rows before a
+ * corrupted word. If something else gives birth to the row in time, the copy is carried out like any other. */
+static bool copy_is_idle(const chi_live *v, int b, const chi_intervention *iv, int32_t k, chi_time t) {
+  int32_t row = stack_row(v, b, iv->site, iv->rows[k]);
+  if (iv->op != CHI_OP_COPY || stack_row(v, iv->source, iv->site, chi_iv_source_row(iv, k)) != row) return false;
+  int up = v->x->plan->branch[b].parent;
+  return up >= 0 && chi_live_owner(v, up, row, t) == chi_live_owner(v, iv->source, row, t);
+}
+
+/* Rows of an intervention are born where it first acts: of a copy, where it first changes something. */
+static void births_of_intervention(chi_live *v, int b, const chi_intervention *iv) {
+  int end = chi_site_get(iv->site)->per_layer ? iv->layer_hi : iv->layer_lo + 1;
+  for (int32_t k = 0; k < iv->n_rows; k++)
+    for (int layer = iv->layer_lo; layer < end; layer++) {
+      chi_time t = chi_site_time(iv->site, layer);
+      if (copy_is_idle(v, b, iv, k, t)) continue;
+      /* hidden neurons are not kept between rows: such a row starts with its own resid_mid */
+      if (iv->site == CHI_SITE_MLP_ACT) t = chi_at(layer, CHI_ST_MID);
+      born(v, b, stack_row(v, b, iv->site, iv->rows[k]), t);
+      break;
+    }
+}
+
 static void births_of_branch(chi_live *v, int b) {
   const chi_plan_branch *br = &v->x->plan->branch[b];
   int32_t rows = chi_exec_rows(v->x, b, v->stack);
-  for (int i = 0; i < br->count; i++) {
-    const chi_intervention *iv = &br->iv[i];
-    if (!in_stack(v, iv)) continue;
-    chi_time t = chi_site_time(iv->site, iv->layer_lo);
-    /* hidden neurons are not kept between rows: such a row starts with its own resid_mid */
-    if (iv->site == CHI_SITE_MLP_ACT) t = chi_at(iv->layer_lo, CHI_ST_MID);
-    for (int32_t k = 0; k < iv->n_rows; k++) born(v, b, stack_row(v, b, iv->site, iv->rows[k]), t);
-  }
+  for (int i = 0; i < br->count; i++)
+    if (in_stack(v, &br->iv[i])) births_of_intervention(v, b, &br->iv[i]);
   /* A changed key or value changes the mix of every row that can attend to it. */
   int first = INT32_MAX;
   for (int32_t r = v->lo[b]; !v->causal && r < rows; r++) {
