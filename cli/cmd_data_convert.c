@@ -1,6 +1,6 @@
 /* chiasm data convert: any data set, or a part of it, as our own items. */
 #include "data/dataset.h"
-#include "study/store.h"
+#include "study/study.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +9,8 @@
 
 typedef struct args {
   chi_dataset_opts o;
-  const char *out, *right, *split;
+  const char *out, *right, *split, *forms, *entity_groups;
+  bool hard;
   int64_t limit;
 } args;
 static const cli_opt kOpts[] = {
@@ -20,6 +21,17 @@ static const cli_opt kOpts[] = {
      CLI_AT(args, right),
      .doc = "only items that a study's run over the same data set answered right"},
     {.name = "--split", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, split), .doc = "only items of this split"},
+    {.name = "--form",
+     .arg = "LIST",
+     .kind = CLI_STR,
+     CLI_AT(args, forms),
+     .doc = "only these forms; fact=100 takes 100 items of it, spread over the file by a hash of their ids"},
+    {.name = "--entity-group",
+     .arg = "LIST",
+     .kind = CLI_STR,
+     CLI_AT(args, entity_groups),
+     .doc = "only entities of these groups, and items about none"},
+    {.name = "--hard", .kind = CLI_FLAG, CLI_AT(args, hard), .doc = "only the hard split"},
     {.name = "--images",
      .arg = "DIR",
      .kind = CLI_STR,
@@ -78,6 +90,67 @@ out:
   return rc;
 }
 
+/* ---- a part of the forms ---------------------------------------------------------------------------------- */
+typedef struct draw {
+  uint64_t hash;
+  const char *id;
+  size_t at;
+} draw;
+
+static int by_hash(const void *a, const void *b) {
+  const draw *x = a, *y = b;
+  return x->hash != y->hash ? (x->hash > y->hash) - (x->hash < y->hash) : strcmp(x->id, y->id);
+}
+
+/* Of the form's items that are still kept, the n first by the hash of their ids: fewer are always a part of more. */
+static int take_some(bool *keep, const chi_dataset *d, const char *form, size_t n, draw *list) {
+  size_t k = 0;
+  for (size_t i = 0; i < d->n; i++) {
+    const char *id = d->item[i].id;
+    if (keep[i] && !d->item[i].problem && d->item[i].ask.answer && strcmp(d->item[i].form, form) == 0)
+      list[k++] = (draw){chi_fnv64(id, strlen(id), 0), id, i};
+  }
+  qsort(list, k, sizeof *list, by_hash);
+  for (size_t i = n; i < k; i++) keep[list[i].at] = false;
+  return k > 0;
+}
+
+/* "fact=100,scene": the items of other forms go, and of these all but as many as are asked for. */
+static int only_forms(bool *keep, chi_dataset *d, const char *forms, chi_err *err) {
+  int rc = 0;
+  char word[128];
+  draw *list = chi_calloc(d->n, sizeof *list, err);
+  bool *named = chi_calloc(d->n, sizeof *named, err);
+  CHI_TRY(list && named ? 0 : CHI_ERR_MEMORY);
+  for (int i = 0; chi_study_word(forms, i, word, sizeof word); i++) {
+    char *count = strchr(word, '='), *end = NULL;
+    long n = count ? strtol(count + 1, &end, 10) : 0;
+    if (count && (n < 1 || *end)) {
+      rc = cli_usage(err, "--form: '%s' is not NAME or NAME=COUNT", word);
+      goto out;
+    }
+    if (count) *count = 0;
+    if (!take_some(keep, d, word, count ? (size_t)n : d->n, list)) {
+      rc = chi_fail(err, CHI_ERR_ARG, "no item of form '%s' is among those asked for", word);
+      goto out;
+    }
+    for (size_t k = 0; k < d->n; k++) named[k] |= strcmp(d->item[k].form, word) == 0;
+  }
+  for (size_t k = 0; k < d->n; k++) keep[k] = keep[k] && named[k];
+out:
+  chi_free(list);
+  chi_free(named);
+  return rc;
+}
+
+static bool in_list(const char *list, const char *name) {
+  char word[64];
+  if (!list || !*name) return true;
+  for (int i = 0; chi_study_word(list, i, word, sizeof word); i++)
+    if (strcmp(word, name) == 0) return true;
+  return false;
+}
+
 static int run(cli *c, void *v, chi_err *err) {
   args *a = v;
   int rc = 0;
@@ -89,8 +162,13 @@ static int run(cli *c, void *v, chi_err *err) {
   a->o.limit = (size_t)a->limit;
   CHI_TRY(chi_dataset_open(&d, c->pos[0], &a->o, err));
   CHI_TRY((keep = chi_calloc(d->n, sizeof *keep, err)) ? 0 : CHI_ERR_MEMORY);
-  for (size_t i = 0; i < d->n; i++) keep[i] = !a->split || strcmp(d->item[i].split, a->split) == 0;
+  for (size_t i = 0; i < d->n; i++) {
+    const chi_data_item *it = &d->item[i];
+    keep[i] = (!a->split || strcmp(it->split, a->split) == 0) && in_list(a->entity_groups, it->entity_group) &&
+              (!a->hard || it->hard);
+  }
   if (a->right) CHI_TRY(only_right(keep, d, a->right, err));
+  if (a->forms) CHI_TRY(only_forms(keep, d, a->forms, err));
   for (size_t i = 0; i < d->n; i++) n += keep[i] && !d->item[i].problem && d->item[i].ask.answer;
   if (n == 0) {
     rc = chi_fail(err, CHI_ERR_ARG, "%s: none of its %zu items is left to be written", c->pos[0], d->n);
@@ -115,5 +193,7 @@ const cli_command cmd_data_convert = {
     .text =
         "Writes a data set as our own items, one JSON object a line: usable items that have an answer. With --right,\n"
         "the facts that a model knows, for a study of these alone; how many were left out is printed.",
-    .examples = "chiasm data convert known_1000.json --right known -o right.jsonl",
+    .examples =
+        "chiasm data convert known_1000.json --right known -o right.jsonl\n"
+        "chiasm data convert models/demo/eval/items.jsonl --split test --form fact=100,scene=50 -o part.jsonl",
 };

@@ -38,4 +38,15 @@ check 'without those that cannot be used' grep -qF '1 of 4 items (3 cannot be us
 works 'what was converted can be read' data check "$T/kept.jsonl"
 fails 1 'none of its 4 items is left' 'nothing left' data convert "$T/bad.jsonl" --split dev -o "$T/none.jsonl"
 check 'and nothing written' test ! -e "$T/none.jsonl"
+
+# A part of the forms: as many as asked for, a smaller part within a larger one, by group and hard split.
+items=models/demo/eval/items.jsonl
+works 'a part of two forms' data convert $items --split test --form fact=20,two_facts=5 --entity-group A,B -o "$T/p25.jsonl"
+works 'a smaller part' data convert $items --split test --form fact=8 --entity-group A,B -o "$T/p8.jsonl"
+works 'the hard split' data convert $items --split test --hard --form fact=3 -o "$T/p3.jsonl"
+check 'as many as asked for' sh -c "[ \$(wc -l <'$T/p25.jsonl') = 25 ] && [ \$(wc -l <'$T/p8.jsonl') = 8 ] && [ \$(grep -c two_facts '$T/p25.jsonl') -ge 5 ]"
+check 'the smaller lies in the larger' sh -c "[ \$(sort '$T/p8.jsonl' '$T/p25.jsonl' | uniq -d | wc -l) = 8 ]"
+check 'groups and the hard split' sh -c "! grep -q '\"entity_group\": *\"[CDWZ]\"' '$T/p25.jsonl' && [ \$(grep -c '\"hard\": *true' '$T/p3.jsonl') = 3 ]"
+fails 1 "no item of form 'song'" 'no such form' data convert $items --form song -o "$T/none.jsonl"
+fails 2 "'fact=x' is not NAME or NAME=COUNT" 'no count' data convert $items --form fact=x -o "$T/none.jsonl"
 fails 2 'needs -o FILE' 'convert without a target' data convert "$T/good.jsonl"
