@@ -98,7 +98,7 @@ static int make_head(work *w, chi_err *err) {
   json_object_set_new(w->head, "limit", json_integer(w->a->limit));
   json_object_set_new(w->head, "seed", json_integer((json_int_t)w->a->e.seed));
   json_object_set_new(w->head, "moments", json_string(w->a->e.moments ? w->a->e.moments : "identity"));
-  json_object_set_new(w->head, "template", json_string(w->a->c.tmpl ? w->a->c.tmpl : ""));
+  json_object_set_new(w->head, "template", json_string(w->a->c.raw ? "(raw)" : w->a->c.tmpl ? w->a->c.tmpl : ""));
   json_t *applied = json_array();
   for (int i = 0; i < w->a->c.apply.n; i++) {
     char hex[65];
@@ -205,7 +205,12 @@ static int run(cli *c, void *v, chi_err *err) {
   CHI_TRY(chi_model_hash(w.m, err));
   CHI_TRY(make_head(&w, err));
   CHI_TRY(chi_jlog_open(&w.log, a->out, w.head, err));
-  chi_edits_opts o = {.editor = w.list, .n_editors = w.n, .tmpl = a->c.tmpl, .others = (int)a->others, .mem = a->c.mem};
+  chi_edits_opts o = {.editor = w.list,
+                      .n_editors = w.n,
+                      .tmpl = a->c.tmpl,
+                      .raw = a->c.raw,
+                      .others = (int)a->others,
+                      .mem = a->c.mem};
   CHI_TRY(chi_edits_run(w.log, w.m, &w.set, &o, err));
   for (size_t i = 0; i < w.n; i++) CHI_TRY(chi_edits_sums(&w.sum[i], w.log, &w.set, w.editor[i].name, err));
   if (a->c.json) {
@@ -237,7 +242,9 @@ const cli_command cmd_eval_edits = {
         "SET has one edit a line (docs/world.md, \"Edit sets\"). Each is made alone, from the base; its probes are\n"
         "asked before and after: is the new fact said, in other words, over other pictures, by name, one step on and\n"
         "backwards; and does everything else stay: (a) the same question over other pictures, (b) other questions\n"
-        "over the same picture, (c) others by name, (d) and (e) the unrelated. --method none edits nothing.",
+        "over the same picture, (c) others by name, (d) and (e) the unrelated. --method none edits nothing.\n"
+        "--raw: the questions are texts that go on into their answers; of each, as many tokens are taken as the\n"
+        "expected answer has and one more, and it is right where it begins with the answer as whole words.",
     .examples =
         "chiasm eval edits models/demo/edits/counterfactual.jsonl --method rome --layer 3 --edit-at last-prompt "
         "--split dev --baselines -o out/rome.jsonl",

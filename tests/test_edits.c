@@ -8,6 +8,7 @@
 #include "eval/asks.h"
 #include "eval/edits.h"
 #include "support/support.h"
+#include "sweep/generate.h"
 
 #define TINY "tests/fixtures/tiny-gqa"
 
@@ -200,6 +201,60 @@ static void test_counts(void **state) {
   free_rig(&r);
 }
 
+/* Texts that go on into their answers: no template, no brackets, one token more than the answer has, whole words. */
+static void test_raw(void **state) {
+  (void)state;
+  enum { kNew = 4 };
+  rig r;
+  chi_jlog *log = NULL;
+  chi_prompt *p = NULL;
+  chi_reply reply[3];
+  chi_edit_probe probe;
+  int32_t id[kNew], n = 0, *target = NULL, n_target = 0;
+  char *text = NULL, word[64], part[64];
+  json_t *head = json_pack("{s:s}", "run", "raw");
+  make_rig(&r);
+  assert_works(chi_prompt_make(&p, r.m, &(chi_prompt_opts){.question = "What is Peru?", .raw = true}, err));
+  chi_input in = chi_prompt_input(p);
+  assert_works(chi_generate(&r.m->net, &in, &(chi_gen_opts){.max_new = kNew}, id, &n, NULL, err));
+  assert_int_equal(n, kNew);
+  assert_works(chi_decode(r.m->tok, id, (size_t)n, true, &text, err));
+  const char *said = text + strspn(text, " ");
+  snprintf(word, sizeof word, "%.*s", (int)strcspn(said, " "), said);
+  print_message("goes on with '%s'\n", text);
+  assert_true(*word && strlen(word) < strlen(said));
+  snprintf(part, sizeof part, "%.*s", (int)strlen(word) - 1, word);
+  chi_ask ask[3] = {{.question = "What is [Peru]?", .expect = word},
+                    {.question = "What is [Peru]?", .expect = part},
+                    {.question = "What is [Peru]?"}};
+  assert_works(chi_asks_run(reply, r.m, ask, 3, &(chi_ask_opts){.raw = true, .max_new = kNew}, err));
+  assert_true(reply[0].right && !reply[1].right && !reply[2].right);
+  assert_string_equal(reply[0].said, word);
+  assert_true(strncmp(reply[2].said, said, strlen(reply[2].said)) == 0 && strlen(reply[2].said) > strlen(word));
+  /* an evaluation asks the same; the place of a random edit is one of the bare prompt */
+  assert_works(chi_target_tokens(&target, &n_target, r.m, p, "language", err));
+  assert_works(chi_edit_measure(&probe, r.m, p, target, n_target, err));
+  r.o.raw = r.me.query.raw = true;
+  r.set.item++, r.set.n = 1; /* the one in text */
+  for (uint64_t seed = 0; seed < 4; seed++) {
+    r.me.query.seed = seed;
+    r.me.edit.layer_hi = -1;
+    assert_works(chi_jlog_open(&log, NULL, head, err));
+    assert_works(chi_edits_run(log, r.m, &r.set, &r.o, err));
+    const json_t *line = chi_jlog_find(log, "multedit|b"), *place = chi_jlog_find(log, "random site|b");
+    assert_true(of(line, "p_before", NULL, NULL) == probe.p && of(line, "p_target", NULL, NULL) > 5 * probe.p);
+    assert_true(of(line, "edit", "row", NULL) < p->n_rows && of(place, "edit", "row", NULL) < p->n_rows);
+    assert_string_equal(json_string_value(json_object_get(place, "status")), "ok");
+    chi_jlog_close(log);
+  }
+  r.set.item--;
+  json_decref(head);
+  chi_free(text);
+  chi_free(target);
+  chi_prompt_free(p);
+  free_rig(&r);
+}
+
 static int stop_later(void *ud, const char *what, int64_t done, int64_t total) {
   (void)total;
   return strcmp(what, "editing and asking") == 0 && done == *(int *)ud;
@@ -249,6 +304,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_reading),
       cmocka_unit_test(test_counts),
+      cmocka_unit_test(test_raw),
       cmocka_unit_test(test_resume),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -353,10 +353,11 @@ void chi_dataset_close(chi_dataset *d) {
 }
 
 /* ---- answers ----------------------------------------------------------------------------------------------- */
-/* Does `said` begin with `want` (whole: is it `want`), letters of any case? Blanks at the ends do not count. */
-static bool says(const char *said, const char *want, bool whole) {
+/* Letters of any case. Blanks at the ends do not count. */
+bool chi_data_says(const char *said, const char *want, bool continuation) {
   size_t n = strlen(want);
   uint32_t a, b;
+  if (chi_utf8_valid(said, strlen(said)) != strlen(said)) return false;
   said += strspn(said, " \t\r\n");
   want += strspn(want, " \t\r\n");
   for (n = strlen(want); n && strchr(" \t\r\n", want[n - 1]);) n--;
@@ -367,7 +368,7 @@ static bool says(const char *said, const char *want, bool whole) {
     want += chi_utf8_get(want, &b);
     if (chi_to_lower(a) != chi_to_lower(b)) return false;
   }
-  if (whole) {
+  if (!continuation) {
     if (*said == '.') said++;
     return said[strspn(said, " \t\r\n")] == 0;
   }
@@ -377,9 +378,9 @@ static bool says(const char *said, const char *want, bool whole) {
 }
 
 bool chi_data_right(const chi_data_item *it, const char *said) {
-  if (!it->ask.answer || chi_utf8_valid(said, strlen(said)) != strlen(said)) return false;
-  if (says(said, it->ask.answer, !it->continuation)) return true;
+  if (!it->ask.answer) return false;
+  if (chi_data_says(said, it->ask.answer, it->continuation)) return true;
   for (int i = 0; i < it->n_alternatives; i++)
-    if (says(said, it->alternatives[i], !it->continuation)) return true;
+    if (chi_data_says(said, it->alternatives[i], it->continuation)) return true;
   return false;
 }

@@ -120,6 +120,8 @@ void chi_dataset_close(chi_dataset *d); /* NULL-safe */
 /* true where said is the item's answer or an alternative: blanks at the ends, final full stop and case do not count. A
  * continuation is right where it begins with the answer as whole words. false where the item has no answer. */
 bool chi_data_right(const chi_data_item *it, const char *said);
+/* The same for one answer: is `said` the answer, or, of a continuation, does it begin with it as whole words? */
+bool chi_data_says(const char *said, const char *answer, bool continuation);
 /* Usable items with an answer (those with keep[i], where keep is given) as our own JSONL; pictures by their full paths. */
 int chi_dataset_save(const chi_dataset *d, const bool *keep, const char *path, chi_err *err);
 /* Items of a kind, and the first row of it (0 where there is none). */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "analyze/metrics.h"
+#include "data/dataset.h"
 #include "sweep/run.h"
 
 enum { kMaxNew = 64, kBranches = 48 };
@@ -21,6 +22,7 @@ typedef struct state { /* one ask */
   int32_t draft[kMaxNew], n_draft; /* what it may say next */
   int32_t pick[kMaxNew + 1];       /* this pass: its choice at made's end and after each draft token */
   int32_t watch;                   /* token, -1 = none */
+  int32_t max_new;
   bool begun, done;
 } state;
 
@@ -98,8 +100,8 @@ static int begin(run *r, size_t i, chi_err *err) {
   const chi_ask *a = &r->ask[i];
   const char *watch = a->watch ? a->watch : a->expect;
   CHI_TRY(chi_question_with(&plain, a->question, 0, NULL, err));
-  CHI_TRY(chi_prompt_make(
-      &p, r->m, &(chi_prompt_opts){.image = a->image, .question = plain, .tmpl = r->o->tmpl, .no_pixels = true}, err));
+  chi_prompt_opts po = {.image = a->image, .question = plain, .tmpl = r->o->tmpl, .raw = r->o->raw, .no_pixels = true};
+  CHI_TRY(chi_prompt_make(&p, r->m, &po, err));
   s->n_prompt = p->n_rows;
   s->image_row = p->image_row;
   s->prompt = chi_arena_array(&r->arena, (size_t)p->n_rows, sizeof *s->prompt, err);
@@ -108,6 +110,7 @@ static int begin(run *r, size_t i, chi_err *err) {
   if (a->expect) CHI_TRY(answer_tokens(&w, r->m, a->expect, err));
   if (watch) CHI_TRY(answer_tokens(&seen, r->m, watch, err));
   s->watch = seen.n ? seen.tok[0] : -1;
+  s->max_new = r->o->raw && w.n && w.n < kMaxNew ? w.n + 1 : r->max_new; /* does a word end where the answer does? */
   s->n_draft = w.n;
   memcpy(s->draft, w.tok, (size_t)w.n * sizeof *w.tok);
   if (w.n) r->known[r->n_known++] = w;
@@ -256,9 +259,11 @@ static int finish(run *r, size_t i, chi_err *err) {
   const char *t = text + strspn(text, " \n");
   size_t len = strlen(t);
   while (len && strchr(" \n", t[len - 1])) len--;
-  snprintf(reply->said, sizeof reply->said, "%.*s", (int)len, t);
   const char *want = r->ask[i].expect;
-  reply->right = want && strlen(want) == len && strncmp(want, t, len) == 0;
+  size_t n = want ? strlen(want) : 0;
+  reply->right = want && (r->o->raw ? chi_data_says(t, want, true) : n == len && strncmp(want, t, len) == 0);
+  if (r->o->raw && reply->right && n < len) len = n;
+  snprintf(reply->said, sizeof reply->said, "%.*s", (int)len, t);
   chi_free(text);
   s->done = true;
   r->n_done++;
@@ -272,7 +277,7 @@ static int advance(run *r, size_t i, chi_err *err) {
   s->begun = true;
   for (int32_t k = 0; k <= s->n_draft && !end; k++) {
     s->made[s->n_made++] = s->pick[k];
-    end = ends(r->m, s->pick[k]) || s->n_made >= r->max_new ||
+    end = ends(r->m, s->pick[k]) || s->n_made >= s->max_new ||
           s->n_prompt + s->n_made > r->m->net.shape.stack[CHI_DECODER].rows;
     if (k < s->n_draft && s->pick[k] != s->draft[k]) break;
   }
@@ -283,7 +288,7 @@ static int advance(run *r, size_t i, chi_err *err) {
 
 /* Drafts never pass the length of an answer or the model's positions. */
 static void fit(const run *r, state *s) {
-  int32_t room = r->max_new - s->n_made - 1, rows = r->m->net.shape.stack[CHI_DECODER].rows - s->n_prompt - s->n_made;
+  int32_t room = s->max_new - s->n_made - 1, rows = r->m->net.shape.stack[CHI_DECODER].rows - s->n_prompt - s->n_made;
   if (rows < room) room = rows;
   if (s->n_draft > room) s->n_draft = room > 0 ? room : 0;
 }

@@ -16,16 +16,17 @@ typedef struct chi_ask {
 } chi_ask;
 
 typedef struct chi_reply {
-  char said[64];     /* greedy answer, blanks trimmed, cut to fit */
-  bool right;        /* the whole of it is expect */
-  double p;          /* of watch's first token where the answer begins; NaN where there is none */
+  char said[64]; /* greedy answer, blanks trimmed, cut to fit */
+  bool right;    /* the whole of it is expect; with raw, it begins with expect as whole words, and said is cut there */
+  double p;      /* of watch's first token where the answer begins; NaN where there is none */
   double confidence; /* of the token that the model begins with */
 } chi_reply;
 
 typedef struct chi_ask_opts {
   int max_new;      /* tokens of an answer at most; 0 = 16 */
   const char *tmpl; /* template; NULL = the model's own */
-  size_t mem;       /* as in chi_run_opts */
+  bool raw;   /* questions are texts that go on into their answers, as they stand: one token more than expect has */
+  size_t mem; /* as in chi_run_opts */
   const char *what; /* progress label, NULL = silent */
 } chi_ask_opts;
 

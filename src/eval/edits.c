@@ -17,6 +17,19 @@ int chi_editor_none(const chi_editor *e, chi_editor_note *note, chi_model *m, co
   return 0;
 }
 
+/* The item's request without its brackets, which a raw prompt would keep. */
+static int request_prompt(chi_prompt **out, const chi_method_editor *e, const chi_model *m, const chi_edit_item *it,
+                          chi_err *err) {
+  int rc = 0;
+  char *plain = NULL;
+  CHI_TRY(chi_question_with(&plain, it->question, 0, NULL, err));
+  chi_prompt_opts o = {.image = it->image, .question = plain, .tmpl = e->query.tmpl, .raw = e->query.raw};
+  rc = chi_prompt_make(out, m, &o, err);
+out:
+  chi_free(plain);
+  return rc;
+}
+
 /* Row and layer by tracing; the pictures are those of the same question's probes. */
 static int locate(chi_located *at, char where[32], const chi_method_editor *e, chi_model *m, const chi_edit_item *it,
                   chi_err *err) {
@@ -28,8 +41,7 @@ static int locate(chi_located *at, char where[32], const chi_method_editor *e, c
   CHI_TRY(pictures ? 0 : CHI_ERR_MEMORY);
   for (size_t i = 0; i < count; i++)
     if (a[i].image) pictures[n++] = a[i].image;
-  chi_prompt_opts o = {.image = it->image, .question = it->question, .tmpl = e->query.tmpl, .raw = e->query.raw};
-  CHI_TRY(chi_prompt_make(&p, m, &o, err));
+  CHI_TRY(request_prompt(&p, e, m, it, err));
   CHI_TRY(chi_edit_locate(at, m, p, pictures, n, -1, -1, e->mem, err));
   snprintf(where, 32, "row:%d", at->row - p->n_rows);
 out:
@@ -42,11 +54,16 @@ static int edit_at(const chi_method_editor *e, const char *at, int lo, int hi, c
                    const chi_edit_item *it, chi_err *err) {
   int rc = 0;
   chi_query *q = NULL;
+  char *plain = NULL;
   chi_edit_info info;
   chi_edit_opts o = e->edit;
   chi_query_opts qo = e->query;
   o.layer_lo = lo, o.layer_hi = hi;
   qo.image = it->image, qo.question = it->question, qo.target = it->target, qo.at = at;
+  if (qo.raw && strcmp(at, "constraint-last") != 0) {
+    CHI_TRY(chi_question_with(&plain, it->question, 0, NULL, err));
+    qo.question = plain;
+  }
   CHI_TRY(chi_query_make(&q, m, &qo, err));
   CHI_TRY(chi_edit_run(&note->delta, &info, m, &q->req, 1, &o, err));
   note->row = q->req.row;
@@ -57,6 +74,7 @@ static int edit_at(const chi_method_editor *e, const char *at, int lo, int hi, c
   note->lambda = info.lambda;
 out:
   chi_query_free(q);
+  chi_free(plain);
   return rc;
 }
 
@@ -104,9 +122,8 @@ int chi_editor_random(const chi_editor *e, chi_editor_note *note, chi_model *m, 
   const chi_edit_item *it = &set->item[item];
   chi_prompt *p = NULL;
   uint32_t layers = (uint32_t)m->net.decoder.spec.layers;
-  chi_prompt_opts o = {.image = it->image, .question = it->question, .tmpl = me->query.tmpl, .raw = me->query.raw};
   CHI_TRY(layers_of(me, &lo, &hi, err));
-  CHI_TRY(chi_prompt_make(&p, m, &o, err));
+  CHI_TRY(request_prompt(&p, me, m, it, err));
   int span = hi - lo;
   hi = (int)(chi_rng_u32(me->query.seed, 0x73697465u, (uint32_t)item, 0) % layers);
   lo = hi > span ? hi - span : 0;
@@ -158,10 +175,11 @@ static int gather(work *w, const chi_edit_item *it, chi_err *err) {
 static int ask_all(work *w, const char *context, chi_reply *to, chi_edit_probe *p, chi_err *err) {
   int rc = 0;
   chi_query *q = NULL;
+  char *plain = NULL;
   chi_arena a = {0};
   chi_str s = {0};
   chi_ask *ask = w->ask;
-  chi_ask_opts o = {.tmpl = w->o->tmpl, .mem = w->o->mem, .max_new = w->o->max_new};
+  chi_ask_opts o = {.tmpl = w->o->tmpl, .raw = w->o->raw, .mem = w->o->mem, .max_new = w->o->max_new};
   if (context) {
     CHI_TRY((ask = chi_arena_array(&a, w->n, sizeof *ask, err)) ? 0 : CHI_ERR_MEMORY);
     for (size_t i = 0; i < w->n; i++) {
@@ -173,15 +191,18 @@ static int ask_all(work *w, const char *context, chi_reply *to, chi_edit_probe *
     }
   }
   CHI_TRY(chi_asks_run(to, w->m, ask, w->n, &o, err));
+  CHI_TRY(chi_question_with(&plain, ask[0].question, 0, NULL, err));
   chi_query_opts qo = {.image = w->it->image,
-                       .question = ask[0].question,
+                       .question = plain,
                        .tmpl = w->o->tmpl,
+                       .raw = w->o->raw,
                        .target = w->it->target,
                        .at = "last-prompt"};
   CHI_TRY(chi_query_make(&q, w->m, &qo, err));
   CHI_TRY(chi_edit_measure(p, w->m, q->prompt, q->req.target, q->req.n_target, err));
 out:
   chi_query_free(q);
+  chi_free(plain);
   chi_str_free(&s);
   chi_arena_free(&a);
   return rc;
@@ -208,7 +229,7 @@ static int keys_of(work *w, const char *const *picture, size_t n, int32_t row, i
     size_t k = n - at < kKeyBatch ? n - at : kKeyBatch;
     CHI_TRY(chi_plan_new(&plan, err));
     for (size_t i = 0; i < k; i++) {
-      chi_prompt_opts o = {.image = picture[at + i], .question = w->it->question, .tmpl = w->o->tmpl};
+      chi_prompt_opts o = {.image = picture[at + i], .question = w->it->question, .tmpl = w->o->tmpl, .raw = w->o->raw};
       CHI_TRY(chi_prompt_make(&p[i], w->m, &o, err));
       in[i] = chi_prompt_input(p[i]);
       CHI_TRY(chi_plan_root(plan, &in[i], &root, err));

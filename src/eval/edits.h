@@ -46,6 +46,7 @@ typedef struct chi_edits_opts {
   const chi_editor *const *editor;
   size_t n_editors;
   const char *tmpl;
+  bool raw;   /* as in chi_ask_opts */
   int others; /* pictures of other items whose keys are compared; 0 = 50 */
   int max_new;
   size_t mem;
