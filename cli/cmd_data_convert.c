@@ -1,5 +1,6 @@
 /* chiasm data convert: any data set, or a part of it, as our own items. */
 #include "data/dataset.h"
+#include "file/jsonl.h"
 #include "study/study.h"
 
 #include <stdlib.h>
@@ -9,7 +10,7 @@
 
 typedef struct args {
   chi_dataset_opts o;
-  const char *out, *right, *split, *forms, *entity_groups;
+  const char *out, *right, *split, *forms, *entity_groups, *facts;
   bool hard;
   int64_t limit;
 } args;
@@ -32,6 +33,11 @@ static const cli_opt kOpts[] = {
      CLI_AT(args, entity_groups),
      .doc = "only entities of these groups, and items about none"},
     {.name = "--hard", .kind = CLI_FLAG, CLI_AT(args, hard), .doc = "only the hard split"},
+    {.name = "--facts",
+     .arg = "FILE",
+     .kind = CLI_STR,
+     CLI_AT(args, facts),
+     .doc = "only facts that FILE names: JSON lines with entity and relation"},
     {.name = "--images",
      .arg = "DIR",
      .kind = CLI_STR,
@@ -143,6 +149,37 @@ out:
   return rc;
 }
 
+/* ---- named facts ----------------------------------------------------------------------------------------- */
+typedef struct naming {
+  const chi_dataset *d;
+  bool *named;
+} naming;
+
+/* A line names the items with its entity and relation. */
+static int name_fact(void *ud, const json_t *o, const char *where, int line, bool *stop, chi_err *err) {
+  naming *g = ud;
+  const char *entity = json_string_value(json_object_get(o, "entity")),
+             *relation = json_string_value(json_object_get(o, "relation"));
+  (void)line;
+  (void)stop;
+  if (!entity || !relation) return chi_fail(err, CHI_ERR_FORMAT, "%s: no entity and relation", where);
+  for (size_t i = 0; i < g->d->n; i++)
+    g->named[i] |= strcmp(g->d->item[i].entity, entity) == 0 && strcmp(g->d->item[i].relation, relation) == 0;
+  return 0;
+}
+
+static int only_facts(bool *keep, const chi_dataset *d, const char *path, chi_err *err) {
+  int rc = 0;
+  char hash[65], dir[4096];
+  naming g = {d, chi_calloc(d->n, sizeof *g.named, err)};
+  CHI_TRY(g.named ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(chi_jsonl_read(path, (size_t)256 << 20, hash, dir, name_fact, &g, err));
+  for (size_t i = 0; i < d->n; i++) keep[i] = keep[i] && g.named[i];
+out:
+  chi_free(g.named);
+  return rc;
+}
+
 static bool in_list(const char *list, const char *name) {
   char word[64];
   if (!list || !*name) return true;
@@ -168,6 +205,7 @@ static int run(cli *c, void *v, chi_err *err) {
               (!a->hard || it->hard);
   }
   if (a->right) CHI_TRY(only_right(keep, d, a->right, err));
+  if (a->facts) CHI_TRY(only_facts(keep, d, a->facts, err));
   if (a->forms) CHI_TRY(only_forms(keep, d, a->forms, err));
   for (size_t i = 0; i < d->n; i++) n += keep[i] && !d->item[i].problem && d->item[i].ask.answer;
   if (n == 0) {

@@ -309,9 +309,9 @@ const cli_command cmd_study = {
     .defaults = &kDefaults,
     .run = run,
     .text =
-        "WHAT is trace, contributions, knockout, attribute, lens or predict, several with commas, or all. Every\n"
-        "item's results go into DIR/run.sqlite when the item is done; the same command goes on where it was\n"
-        "stopped, by whatever. Under mpirun or srun each rank does its share in a folder of its own and rank 0\n"
+        "WHAT is trace, contributions, knockout, attribute, lens, probe or predict, several with commas, or all.\n"
+        "Every item's results go into DIR/run.sqlite when the item is done; the same command goes on where it\n"
+        "was stopped, by whatever. Under mpirun or srun each rank does its share in a folder of its own and rank 0\n"
         "puts them together (docs/studies.md).",
     .examples =
         "chiasm study trace,knockout models/demo/eval/items.jsonl --limit 100 -o run\n"

@@ -18,6 +18,7 @@ typedef struct chii_view { /* some of the items */
   chi_clusters cl;
 } chii_view;
 enum { CHII_ALL, CHII_KEPT, CHII_VIEWS };
+enum { CHII_PROBES = 4 };
 
 typedef struct chii_study {
   const chi_study_report_opts *opts;
@@ -41,6 +42,9 @@ typedef struct chii_study {
   json_t *json;
   chi_csv *maps, *curves;
   int figures;
+  chi_curve probe[CHII_PROBES]; /* of linear probes, by layer from the input on; in the arena */
+  int n_probe;
+  size_t probe_points;
 } chii_study;
 
 /* One kind over a view, [n_items][size], NaN where an item has none. size 0: nobody has it. Caller: chii_matrix_free. */
@@ -95,6 +99,8 @@ int chii_series_chart(chii_study *s, const char *title, const char *y_label, con
 int chii_view_right(chii_view *out, chii_study *s, int right, chi_err *err);
 
 /* ---- sections -------------------------------------------------------------------------------------------- */
+int chii_study_claims(chii_study *s, chi_err *err); /* report/study_claims.h; also claims.csv */
+int chii_probe_chart(chii_study *s, chi_err *err);  /* after the claims */
 int chii_study_maps(chii_study *s, chi_err *err);
 int chii_study_transfer(chii_study *s, chi_err *err); /* knock-out, contributions, lens, attribution */
 int chii_study_predict(chii_study *s, chi_err *err);

@@ -264,6 +264,7 @@ int chi_study_report(const char *run, const char *dir, const chi_study_report_op
   json_object_set(s->json, "settings", s->settings);
   CHI_TRY(open_tables(s, err));
   CHI_TRY(head(s, err));
+  CHI_TRY(chii_study_claims(s, err));
   CHI_TRY(chii_study_maps(s, err));
   CHI_TRY(chii_study_twins(s, err));
   CHI_TRY(chii_study_transfer(s, err));

@@ -7,16 +7,17 @@
 #include "report/report.h"
 
 typedef struct chi_study_report_opts {
-  bool keep_wrong;     /* the filtered view keeps items that the model answers wrongly */
-  double min_p;        /* of the clean answer's first token */
-  const char *group;   /* only items of this form; NULL = all */
-  const char *split;   /* only this split; NULL = all */
-  int draws;           /* of bootstrap and permutation; 0 = 10,000 */
+  bool keep_wrong;   /* the filtered view keeps items that the model answers wrongly */
+  double min_p;      /* of the clean answer's first token */
+  const char *group; /* only items of this form; NULL = all */
+  const char *split; /* only this split; NULL = all */
+  int draws;         /* of bootstrap and permutation; 0 = 10,000 */
   uint64_t seed;
-  double alpha;        /* outlines: family-wise p below it; 0 = 0.05 */
+  double alpha; /* outlines: family-wise p below it; 0 = 0.05 */
 } chi_study_report_opts;
 
-/* Writes dir/report.html (pictures inside), report.json, maps.csv, curves.csv, items.csv and figures/ as PNG and SVG. */
+/* Writes dir/report.html (pictures inside), report.json, claims.csv, maps.csv, curves.csv, items.csv and figures/ as PNG and
+ * SVG. */
 int chi_study_report(const char *run, const char *dir, const chi_study_report_opts *o, const chi_provenance *prov,
                      chi_err *err);
 

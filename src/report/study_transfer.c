@@ -246,9 +246,10 @@ static int lens(chii_study *s, const chii_view *right, const chii_view *wrong, c
       set(&list[n], good ? right : wrong, kind, label);
       list[n++].f = reciprocal;
     }
-  if (!chii_has_kind(s, "lens/")) return 0;
+  if (!chii_has_kind(s, "lens/") && !s->n_probe) return 0;
   chii_page_head(&s->html, 2, "The bridge: when the entity's name can be read");
-  return chii_series_chart(s, "Entity's name in the lens", "mean of 1 / rank", "lens-entity", list, n, -1, err);
+  int rc = chii_series_chart(s, "Entity's name in the lens", "mean of 1 / rank", "lens-entity", list, n, -1, err);
+  return rc ? rc : chii_probe_chart(s, err);
 }
 
 /* Mean over items of [layers][heads], as layers across and heads down. */

@@ -32,6 +32,11 @@ int chi_study_without(chi_study_job *j, int rc, const chi_err *why, chi_err *err
 /* n numbers of p, each scaled from double; in the job's arena. */
 float *chi_study_floats(chi_study_job *j, size_t n, chi_err *err);
 
+/* x[width] on CHI_STUDY_PROBE directions of random signs, out[CHI_STUDY_PROBE]: distances stay within some 10 % (Johnson and
+ * Lindenstrauss 1984; signs: Achlioptas 2003). What the probe study stores of states that are wider. */
+enum { CHI_STUDY_PROBE = 256 };
+void chi_study_project(float *out, const float *x, int64_t width);
+
 /* Jobs of several items together, so that they may share a sweep. Fails for what ends the whole run only. */
 #define STUDY(name, fn, doc) int fn(chi_study_job *const *j, int n, chi_err *err);
 #include "study/studies.def"

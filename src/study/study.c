@@ -51,7 +51,7 @@ int chi_study_check(const chi_study_opts *o, chi_err *err) {
     if (k == kStudyCount)
       return chi_fail(
           err, CHI_ERR_ARG,
-          "there is no study '%s'; known are trace, contributions, knockout, attribute, lens, predict and all", word);
+          "there is no study '%s'; known are trace, contributions, knockout, attribute, lens, probe, predict and all", word);
   }
   if (!o->studies[0]) return chi_fail(err, CHI_ERR_ARG, "no study is named");
   for (int i = 0; chi_study_word(o->asks, i, word, sizeof word); i++)

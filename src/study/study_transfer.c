@@ -147,8 +147,34 @@ out:
 }
 
 /* ---- lens ------------------------------------------------------------------------------------------------ */
+/* A name of the same kind as the entity's: what the data set puts in its place when it is named. NULL: none. */
+static const char *other_name(const chi_study_job *j) {
+  const chi_data_ask *named = &j->item->twin[CHI_TWIN_NAMED], *from = named->n_brackets ? named : j->ask;
+  for (int k = 0; k < from->n_brackets; k++)
+    for (int i = 0; i < from->bracket[k].n_sub; i++)
+      if (!chi_streq(from->bracket[k].sub[i].words, j->item->entity)) return from->bracket[k].sub[i].words;
+  return NULL;
+}
+
+/* Rank of the model's first answer token at the last row, of the input and every layer. */
+static int answer_rank(chi_study_job *j, chi_err *err) {
+  int rc = 0;
+  chi_lens *l = NULL;
+  const int32_t last = j->prompt->n_rows - 1;
+  chi_lens_opts o = {.rows = &last, .n_rows = 1, .k = 1, .words = &j->answer, .n_words = 1, .mem = j->opts->mem};
+  CHI_TRY(chi_lens_run(&l, j->model, j->prompt, &o, err));
+  int64_t dim = l->n_layers;
+  float *at = chi_study_floats(j, (size_t)dim, err);
+  CHI_TRY(at ? 0 : CHI_ERR_MEMORY);
+  for (int32_t i = 0; i < l->n_layers; i++) at[i] = (float)l->cell.rank[i];
+  CHI_TRY(chi_study_put(j, at, 1, &dim, err, "lens/%s/answer/rank", j->ask_name));
+out:
+  chi_lens_free(l);
+  return rc;
+}
+
 /* Best rank of the entity's name over the rows of the constraint, and at the last row: of the input and every layer. */
-static int bridge(chi_study_job *j, chi_err *err) {
+static int bridge(chi_study_job *j, const char *word, const char *what, chi_err *err) {
   static const struct {
     chi_role role;
     const char *name;
@@ -161,16 +187,16 @@ static int bridge(chi_study_job *j, chi_err *err) {
   for (int i = 0; i < p->n_spans; i++)
     at_end +=
         snprintf(rows + at_end, sizeof rows - (size_t)at_end, ",%d-%d", (int)p->span[i].lo, (int)p->span[i].hi - 1);
-  CHI_TRY(chi_lens_bridge(&b, j->model, p, j->item->entity, rows, j->opts->mem, err));
+  CHI_TRY(chi_lens_bridge(&b, j->model, p, word, rows, j->opts->mem, err));
   int64_t dim = b->n_columns;
   float *at = chi_study_floats(j, (size_t)dim, err);
   CHI_TRY(at ? 0 : CHI_ERR_MEMORY);
   for (size_t k = 0; k < sizeof places / sizeof *places; k++) {
     for (int32_t l = 0; l < b->n_columns; l++)
       at[l] = b->n_rows[places[k].role] ? (float)b->best[places[k].role][l] : NAN;
-    CHI_TRY(chi_study_put(j, at, 1, &dim, err, "lens/%s/%s/rank", j->ask_name, places[k].name));
+    CHI_TRY(chi_study_put(j, at, 1, &dim, err, "lens/%s/%s/%s", j->ask_name, places[k].name, what));
   }
-  if (b->part) json_object_set_new(j->info, "entity_by_first_token", json_true());
+  if (b->part && chi_streq(word, j->item->entity)) json_object_set_new(j->info, "entity_by_first_token", json_true());
 out:
   chi_bridge_free(b);
   return rc;
@@ -182,7 +208,10 @@ int chi_study_lens(chi_study_job *const *jobs, int n, chi_err *err) {
     chi_err why = {0};
     const chi_study_job *j = jobs[i];
     if (!j->item->entity || !*j->item->entity || j->prompt->n_spans == 0) continue;
-    int bad = bridge(jobs[i], &why);
+    const char *other = other_name(j);
+    int bad = bridge(jobs[i], j->item->entity, "rank", &why);
+    if (!bad) bad = answer_rank(jobs[i], &why);
+    if (!bad && other) bad = bridge(jobs[i], other, "other_rank", &why);
     if (bad) CHI_TRY(chi_study_without(jobs[i], bad, &why, err, "lens"));
   }
 out:
