@@ -11,7 +11,7 @@
 
 enum { kAsks = 1 + CHI_TWINS };
 
-/* What a method reads: a kind of result behind "study/ASK/", the role of a map or -1, whether the donor's is taken off. */
+/* What a method reads: a kind of result behind "study/ASK/", roles of a map or -1, whether the donor's is taken off. */
 typedef struct method {
   const char *name, *study, *kind;
   int role[2]; /* -1: none */

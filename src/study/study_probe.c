@@ -1,4 +1,4 @@
-/* States for linear probes: the last constraint token and the last token, the decoder's input and behind every layer. */
+/* States for linear probes: the last constraint token and the last token, at the input and behind every layer. */
 #include <string.h>
 
 #include "analyze/states.h"
