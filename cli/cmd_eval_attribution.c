@@ -9,8 +9,8 @@
 
 typedef struct args {
   cli_common c;
-  const char *model, *explainers, *by, *split, *form, *out, *against;
-  int64_t limit, each, heads, steps, randoms, shuffle;
+  const char *model, *explainers, *by, *split, *form, *out, *against, *rare;
+  int64_t limit, each, heads, steps, randoms, shuffle, every;
   double cover;
   uint64_t seed;
 } args;
@@ -20,11 +20,11 @@ static const args kDefaults = {.c = CLI_COMMON_DEFAULTS,
                                .by = "pixel-blur,cut-text",
                                .split = "all",
                                .form = "all",
-                               .against = "attention",
                                .each = 2,
                                .heads = 10,
                                .steps = 20,
                                .randoms = 10,
+                               .every = 1,
                                .cover = 0.25};
 
 /* clang-format off */
@@ -44,14 +44,18 @@ static const cli_opt kOpts[] = {
      .doc = "only the first N items that have a mask; 0 = all"},
     {.name = "--per-picture", .arg = "N", .kind = CLI_INT, CLI_AT(args, each), .min = 0, .max = 1e9,
      .doc = "questions about each picture at most; 0 = all. The switch of questions takes two"},
-    {.name = "--against", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, against),
-     .doc = "explainer that the others are compared with"},
+    {.name = "--against", .arg = "A,B", .kind = CLI_STR, CLI_AT(args, against),
+     .doc = "explainers that the others are compared with; else attention, centre and random"},
     {.name = "--cover", .arg = "X", .kind = CLI_FLOAT, CLI_AT(args, cover), .min = 0.01, .max = 1,
      .doc = "a patch belongs to the mask where it covers this much of it"},
     {.name = "--random-sets", .arg = "N", .kind = CLI_INT, CLI_AT(args, randoms), .min = 1, .max = 1000,
      .doc = "random sets of patches that removing the object is compared with"},
     {.name = "--shuffle", .arg = "N", .kind = CLI_INT, CLI_AT(args, shuffle), .min = 0, .max = 1e9,
      .doc = "the first N pictures also with the decoder's weights shuffled: maps must change"},
+    {.name = "--rare", .arg = "A,B", .kind = CLI_STR, CLI_AT(args, rare),
+     .doc = "costly ones, made for some pictures only (--every): names of explainers, and curves (deletion and insertion)"},
+    {.name = "--every", .arg = "N", .kind = CLI_INT, CLI_AT(args, every), .min = 1, .max = 1e6,
+     .doc = "what --rare names is made for every N-th picture"},
     {.name = "--heads", .arg = "K", .kind = CLI_INT, CLI_AT(args, heads), .min = 1, .max = 1e6,
      .doc = "heads that increase-top sums"},
     {.name = "--steps", .arg = "N", .kind = CLI_INT, CLI_AT(args, steps), .min = 1, .max = 100000,
@@ -72,17 +76,46 @@ static int parse_by(chi_fair_opts *o, const char *text, chi_err *err) {
   return 0;
 }
 
+/* What only every N-th picture is given. */
+typedef struct rare {
+  bool *not_now; /* [n_which], NULL = none */
+  bool curves;
+  int64_t every;
+} rare;
+
+static int parse_rare(rare *r, const chi_fair_opts *o, const char *text, int64_t every, chi_err *err) {
+  char name[64];
+  *r = (rare){.every = every};
+  if (!text) return 0;
+  r->not_now = chi_calloc((size_t)o->n_which, sizeof *r->not_now, err);
+  if (!r->not_now) return CHI_ERR_MEMORY;
+  for (const char *p = text; p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL) {
+    bool found = false;
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(p, ","), p);
+    for (int k = 0; k < o->n_which; k++)
+      if (chi_streq(o->which[k]->name, name)) found = r->not_now[k] = true;
+    if (chi_streq(name, "curves")) found = r->curves = true;
+    if (!found) return cli_usage(err, "--rare: '%s' is neither curves nor one of the asked explainers", name);
+  }
+  return 0;
+}
+
 /* Everything that the numbers depend on: the log's first line. */
-static json_t *settings_json(const args *a, const chi_fair_opts *o, const chi_model *m, const chi_dataset *d) {
-  json_t *which = json_array(), *by = json_array();
+static json_t *settings_json(const args *a, const chi_fair_opts *o, const rare *r, const chi_model *m,
+                             const chi_dataset *d) {
+  json_t *which = json_array(), *by = json_array(), *rarely = json_array();
   for (int i = 0; i < o->n_which; i++) json_array_append_new(which, json_string(o->which[i]->name));
+  for (int i = 0; r->not_now && i < o->n_which; i++)
+    if (r->not_now[i]) json_array_append_new(rarely, json_string(o->which[i]->name));
+  if (r->curves) json_array_append_new(rarely, json_string("curves"));
   for (int k = 0; k < CHI_REMOVALS; k++)
     if (o->by[k]) json_array_append_new(by, json_string(chi_removal_name[k]));
-  return json_pack("{s:s,s:i,s:s,s:s,s:s,s:s,s:o,s:o,s:I,s:I,s:f,s:I,s:I,s:I,s:I,s:I}", "kind", "attribution-test",
-                   "format", 1, "model", m->hash, "items", d->hash, "split", a->split, "form", a->form, "explainers",
-                   which, "by", by, "limit", (json_int_t)a->limit, "per_picture", (json_int_t)a->each, "cover",
-                   a->cover, "random_sets", (json_int_t)a->randoms, "shuffle", (json_int_t)a->shuffle, "heads",
-                   (json_int_t)a->heads, "steps", (json_int_t)a->steps, "seed", (json_int_t)a->seed);
+  return json_pack("{s:s,s:i,s:s,s:s,s:s,s:s,s:o,s:o,s:o,s:I,s:I,s:I,s:f,s:I,s:I,s:I,s:I,s:I}", "kind",
+                   "attribution-test", "format", 2, "model", m->hash, "items", d->hash, "split", a->split, "form",
+                   a->form, "explainers", which, "by", by, "rare", rarely, "every", (json_int_t)a->every, "limit",
+                   (json_int_t)a->limit, "per_picture", (json_int_t)a->each, "cover", a->cover, "random_sets",
+                   (json_int_t)a->randoms, "shuffle", (json_int_t)a->shuffle, "heads", (json_int_t)a->heads, "steps",
+                   (json_int_t)a->steps, "seed", (json_int_t)a->seed);
 }
 
 /* Items with a mask, picture after picture in order of first appearance. */
@@ -146,11 +179,15 @@ out:
 }
 
 static int run_all(chi_jlog *log, const chi_model *m, const chi_model *shuffled, const chi_data_item *const *list,
-                   size_t n, chi_fair_opts *o, int64_t shuffle, chi_err *err) {
+                   size_t n, chi_fair_opts *o, const rare *r, int64_t shuffle, chi_err *err) {
   int rc = 0;
+  int64_t pictures = 0;
   for (size_t i = 0, k; i < n; i = k) {
     for (k = i; k < n && chi_streq(list[k]->ask.image, list[i]->ask.image); k++) {
     }
+    bool all = pictures++ % r->every == 0;
+    o->not_now = all ? NULL : r->not_now;
+    o->no_curves = !all && r->curves;
     o->shuffled = shuffle-- > 0 ? shuffled : NULL;
     CHI_TRY(picture(log, m, list + i, k - i, o, err));
     CHI_TRY(chi_progress("items", (int64_t)k, (int64_t)n, err));
@@ -198,6 +235,8 @@ static int run(cli *c, void *v, chi_err *err) {
   const chi_data_item **list = NULL;
   const chi_explainer **which = NULL;
   json_t *settings = NULL;
+  rare r = {0};
+  int refs[CHI_FAIR_REFS], n_refs = 0; /* checked before the work */
   chi_fair_opts o = {.cover = a->cover, .randoms = (int)a->randoms};
   if (!a->out) return cli_usage(err, "-o DIR is required");
   o.explain = (chi_explain_opts){
@@ -205,6 +244,8 @@ static int run(cli *c, void *v, chi_err *err) {
   CHI_TRY(chi_explainers_parse(&which, &o.n_which, a->explainers, err));
   o.which = which;
   CHI_TRY(parse_by(&o, a->by, err));
+  CHI_TRY(chi_fair_against(refs, &n_refs, &o, a->against, err));
+  CHI_TRY(parse_rare(&r, &o, a->rare, a->every, err));
   CHI_TRY(cli_open_model(&m, c, a->model, err));
   CHI_TRY(chi_dataset_open(&d, c->pos[0], NULL, err));
   CHI_TRY(choose(&list, &n, d, a, err));
@@ -213,18 +254,19 @@ static int run(cli *c, void *v, chi_err *err) {
     CHI_TRY(cli_open_model(&shuffled, c, a->model, err));
     CHI_TRY(chi_model_shuffle(shuffled, a->seed, err));
   }
-  settings = settings_json(a, &o, m, d);
+  settings = settings_json(a, &o, &r, m, d);
   CHI_TRY(settings ? 0 : chi_fail(err, CHI_ERR_MEMORY, "out of memory"));
   CHI_TRY(chi_mkdirs(a->out, err));
   CHI_TRY(chi_path_join(path, sizeof path, a->out, "items.jsonl", err));
   CHI_TRY(chi_jlog_open(&log, path, settings, err));
-  CHI_TRY(run_all(log, m, shuffled, list, n, &o, a->shuffle, err));
+  CHI_TRY(run_all(log, m, shuffled, list, n, &o, &r, a->shuffle, err));
   CHI_TRY(finish(c, a, m, d, log, settings, &o, err));
 out:
   chi_jlog_close(log);
   json_decref(settings);
   chi_free(list);
   chi_free(which);
+  chi_free(r.not_now);
   chi_dataset_close(d);
   chi_model_free(shuffled);
   chi_model_free(m);
@@ -246,8 +288,9 @@ const cli_command cmd_eval_attribution = {
         "of removing that the explainer does not use. Of what: does the map of another question about the same\n"
         "picture move to the other object? --shuffle: does it change when the model knows nothing? Baselines:\n"
         "random, centre and the mask itself. An item counts where the answer is right and removing the object\n"
-        "hurts more than removing as many random patches. Intervals: bootstrap over pictures; Holm over the\n"
-        "explainers. A stopped test goes on where it was when the command is given again.",
+        "hurts more than removing as many random patches. Intervals: bootstrap over entities, and over\n"
+        "pictures beside it; Holm over the explainers. A stopped test goes on where it was when the command\n"
+        "is given again.",
     .examples =
         "chiasm eval attribution models/demo/eval/items.jsonl -m demo -o fair --split test --form scene\n"
         "chiasm eval attribution items.jsonl -m demo -o fair --explainer increase,attention,relevancy,random",

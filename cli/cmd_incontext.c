@@ -10,7 +10,7 @@
 enum { kPicture, kText, kBare, kColumns };
 typedef struct args {
   cli_common c;
-  const char *answer, *rival, *object, *swap, *text, *text_swap, *text_model;
+  const char *answer, *rival, *object, *other, *swap, *text, *text_swap, *text_model;
   int64_t heads, rows;
 } args;
 static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .heads = 10, .rows = 20};
@@ -21,6 +21,7 @@ static const cli_opt kOpts[] = {
      .doc = "the right value, e.g. a colour (text or #id); else the model's first answer token"},
     {.name = "--rival", .arg = "TOKEN", .kind = CLI_STR, CLI_AT(args, rival), .doc = "another value of the same kind"},
     {.name = "--object", .arg = "TOKEN", .kind = CLI_STR, CLI_AT(args, object), .doc = "the thing that is asked about"},
+    {.name = "--other", .arg = "TOKEN", .kind = CLI_STR, CLI_AT(args, other), .doc = "another thing, as a control"},
     {.name = "--swap", .arg = "QUESTION", .kind = CLI_STR, CLI_AT(args, swap),
      .doc = "the question about another thing, of as many tokens: attention on the same rows"},
     {.name = "--text", .arg = "QUESTION", .kind = CLI_STR, CLI_AT(args, text),
@@ -46,9 +47,11 @@ static int one(chi_incontext **out, cli *c, const args *a, const chi_model *m, c
   const struct {
     const char *text, *name;
     int32_t *to;
-  } tokens[] = {
-      {a->answer, "--answer", &o.answer}, {a->rival, "--rival", &o.rival}, {a->object, "--object", &o.object}};
-  for (int i = 0; i < 3; i++)
+  } tokens[] = {{a->answer, "--answer", &o.answer},
+                {a->rival, "--rival", &o.rival},
+                {a->object, "--object", &o.object},
+                {a->other, "--other", &o.other}};
+  for (int i = 0; i < 4; i++)
     if (tokens[i].text) CHI_TRY(chi_answer_token(tokens[i].to, &more, m, p, tokens[i].text, tokens[i].name, err));
   if (swap) CHI_TRY(cli_make_prompt(&s, c, m, image, swap, false, err));
   o.swapped = s;
@@ -57,24 +60,6 @@ out:
   chi_prompt_free(p);
   chi_prompt_free(s);
   return rc;
-}
-
-static const struct {
-  const char *key, *text;
-  size_t at;
-} kRows[] = {{"p", "p(answer)", offsetof(chi_incontext, p)},
-             {"logit_diff", "logit written, answer less rival", offsetof(chi_incontext, logit_diff)},
-             {"mrr_answer", "MRR of the answer in what is written", offsetof(chi_incontext, mrr_answer)},
-             {"mrr_object", "MRR of the thing in the key view", offsetof(chi_incontext, mrr_object)},
-             {"attention", "attention on these rows", offsetof(chi_incontext, attention)},
-             {"attention_swapped", "the same, asked about another thing", offsetof(chi_incontext, attention_swapped)},
-             {"mrr_embed_answer", "MRR of the answer in patch vectors", offsetof(chi_incontext, mrr_embed_answer)},
-             {"mrr_embed_object", "MRR of the thing in patch vectors", offsetof(chi_incontext, mrr_embed_object)}};
-enum { kMeasures = sizeof kRows / sizeof *kRows };
-static double measure(const chi_incontext *x, int k) {
-  double v;
-  memcpy(&v, (const char *)x + kRows[k].at, sizeof v);
-  return v;
 }
 
 static int print_json(cli *c, chi_incontext *const *x, const char *const *name, chi_model *m, chi_err *err) {
@@ -86,7 +71,8 @@ static int print_json(cli *c, chi_incontext *const *x, const char *const *name, 
   for (int i = 0; i < kColumns; i++) {
     if (!x[i]) continue;
     json_t *o = json_object(), *heads = json_array();
-    for (int k = 0; k < kMeasures; k++) json_object_set_new(o, kRows[k].key, chi_json_num(measure(x[i], k)));
+    for (int k = 0; k < CHI_INCONTEXT_MEASURES; k++)
+      json_object_set_new(o, chi_incontext_measures[k].key, chi_json_num(chi_incontext_get(x[i], k)));
     for (int k = 0; k < x[i]->n_heads; k++)
       json_array_append_new(heads, json_pack("[i,i]", x[i]->head[k].layer, x[i]->head[k].head));
     json_object_set_new(o, "heads", heads);
@@ -115,14 +101,14 @@ static int print_table(chi_incontext *const *x, const char *const *name, chi_err
     if (x[i]) head[cols++] = name[i];
   align[cols] = 0;
   CHI_TRY(chi_table_new(&t, head, align, err));
-  for (int k = 0; k < kMeasures; k++) {
-    chi_table_cell(t, "%s", kRows[k].text);
+  for (int k = 0; k < CHI_INCONTEXT_MEASURES; k++) {
+    chi_table_cell(t, "%s", chi_incontext_measures[k].text);
     for (int i = 0; i < kColumns; i++) {
       if (!x[i]) continue;
-      if (isnan(measure(x[i], k)))
+      if (isnan(chi_incontext_get(x[i], k)))
         chi_table_cell(t, "-");
       else
-        chi_table_cell(t, "%.3f", measure(x[i], k));
+        chi_table_cell(t, "%.3f", chi_incontext_get(x[i], k));
     }
   }
   CHI_TRY(chi_table_text(t, cli_width(), &s, err));

@@ -104,6 +104,25 @@ static void test_picture(void **state) {
   close_fixture(&f);
 }
 
+/* A picture that is spared what is costly has the other numbers of one that is not. */
+static void test_spared(void **state) {
+  (void)state;
+  fixture f;
+  open_fixture(&f, "increase,remove-mean,random");
+  f.o.by[CHI_REMOVE_CUT_TEXT] = true;
+  chi_fair_result *all = run(&f);
+  f.o.not_now = (const bool[]){false, true, false};
+  f.o.no_curves = true;
+  chi_fair_result *some = run(&f);
+  assert_true(all[1].score[1].made && !some[1].score[1].made && some[1].score[0].made);
+  assert_true(some[1].hurts && some[1].fall == all[1].fall && some[1].score[0].auprc == all[1].score[0].auprc);
+  assert_true(some[1].score[0].switch_gain == all[1].score[0].switch_gain);
+  assert_false(isnan(all[1].score[0].deletion[CHI_REMOVE_CUT_TEXT]));
+  assert_true(isnan(some[1].score[0].deletion[CHI_REMOVE_CUT_TEXT]) &&
+              isnan(some[1].score[3].insertion[CHI_REMOVE_CUT_TEXT]));
+  close_fixture(&f);
+}
+
 static int by_value(const void *a, const void *b) {
   float x = *(const float *)a, y = *(const float *)b;
   return x < y ? -1 : x > y;
@@ -191,19 +210,21 @@ static void test_log(void **state) {
 }
 
 /* ---- the summary ------------------------------------------------------------------------------------------- */
-/* 12 pictures with two items: explainer a is 0.3 better than b in each, c is b; one item failed, one was wrong. */
+/* 12 pictures with two items: explainer a is 0.3 better than b in each, c is b; one item failed, one was wrong. Four entities
+ * in two ways of asking. */
 static json_t *planted(void) {
   json_t *items = json_array();
   for (int i = 0; i < 24; i++) {
     double base = 0.2 + 0.01 * (i % 7);
-    char id[16], image[16];
+    char id[16], image[16], unit[32];
     snprintf(id, sizeof id, "i%d", i);
     snprintf(image, sizeof image, "p%d", i / 2);
+    snprintf(unit, sizeof unit, i % 2 ? "e%d=red|color" : "red=e%d|shape", i / 6);
     json_t *scores = json_pack("{s:{s:f,s:{s:{s:f,s:[f,f]}}},s:{s:f},s:{s:f},s:{s:n}}", "increase", "auprc", base + 0.3,
                                "deletion", "zero", "area", 0.5, "p", 1.0, 0.5 + 0.01 * i, "attention", "auprc", base,
                                "lens", "auprc", base, "mask", "auprc");
-    json_array_append_new(items, json_pack("{s:s,s:s,s:s,s:b,s:o}", "id", id, "image", image, "status", "ok", "right",
-                                           1, "scores", scores));
+    json_array_append_new(items, json_pack("{s:s,s:s,s:s,s:s,s:b,s:o}", "id", id, "unit", unit, "image", image,
+                                           "status", "ok", "right", 1, "scores", scores));
   }
   json_array_append_new(items, json_pack("{s:s,s:s,s:s}", "id", "x", "image", "p1", "status", "failed"));
   json_array_append_new(
@@ -219,21 +240,31 @@ static void test_table(void **state) {
   json_t *items = planted(), *settings = json_object();
   open_fixture(&f, "increase,attention,lens");
   assert_works(chi_fair_table_make(&t, items, &f.o, "attention", &(chi_boot_opts){.draws = 2000, .seed = 1}, err));
-  assert_true(t->items == 26 && t->counted == 24 && t->right == 24 && t->failed == 1 && t->pictures == 12);
+  assert_true(t->items == 26 && t->counted == 24 && t->right == 24 && t->failed == 1 && t->pictures == 12 &&
+              t->units == 4);
   const chi_fair_stat *a = &t->stat[CHI_FAIR_AUPRC], *b = a + CHI_FAIR_METRICS, *c = b + CHI_FAIR_METRICS;
+  const chi_fair_diff *da = &a->diff[0], *db = &b->diff[0], *dc = &c->diff[0];
   double mean = 0;
   for (int i = 0; i < 24; i++) mean += (0.2 + 0.01 * (i % 7)) / 24;
-  assert_true(fabs(b->mean.value - mean) < 1e-12 && fabs(a->diff.value - 0.3) < 1e-12);
-  assert_true(a->mean.clusters == 12 && a->mean.lo < a->mean.value && a->mean.value < a->mean.hi);
-  assert_true(b->diff.n == 0 && isnan(b->p) && c->diff.value == 0);
-  assert_true(a->p <= 2.0 / 2001 + 2.0 / 4096 && fabs(a->p_holm - fmin(1, 2 * a->p)) < 1e-12); /* of two tests */
-  assert_true(c->p_holm >= c->p && a[CHI_FAIR_POINTING - CHI_FAIR_AUPRC].mean.n == 0);
+  assert_true(fabs(b->mean.value - mean) < 1e-12 && fabs(da->est.value - 0.3) < 1e-12);
+  assert_true(a->mean.clusters == 4 && a->by_picture.clusters == 12 &&
+              fabs(a->by_picture.value - a->mean.value) < 1e-12);
+  assert_true(a->by_picture.lo < a->mean.value && a->mean.lo < a->mean.value && a->mean.value < a->mean.hi);
+  assert_true(db->est.n == 0 && isnan(db->p) && dc->est.value == 0 && a->diff[1].est.n == 0);
+  assert_true(da->p == 2.0 / 16 && fabs(da->p_holm - fmin(1, 2 * da->p)) < 1e-12); /* of two tests */
+  assert_true(dc->p_holm >= dc->p && a[CHI_FAIR_POINTING - CHI_FAIR_AUPRC].mean.n == 0);
   assert_true(fabs(t->curve[CHI_REMOVE_ZERO * CHI_FAIR_SHARES + 1] - (0.5 + 0.01 * 11.5)) < 1e-12);
   assert_true(isnan(t->curve[CHI_REMOVE_MEAN * CHI_FAIR_SHARES]));
   const char *dir = tmp_path("fair");
   chi_provenance prov = {.command = "test"};
   assert_works(chi_fair_write(t, settings, &prov, dir, &files, err));
   assert_int_equal(count_files(dir), 4); /* json, csv, one way of removing */
+  int refs[CHI_FAIR_REFS], n = 0;
+  assert_works(chi_fair_against(refs, &n, &f.o, NULL, err)); /* of attention, centre, random the one that is there */
+  assert_true(n == 1 && refs[0] == 1);
+  assert_works(chi_fair_against(refs, &n, &f.o, "lens,increase", err));
+  assert_true(n == 2 && refs[0] == 2 && refs[1] == 0);
+  assert_fails(chi_fair_against(refs, &n, &f.o, "lens,rollout", err), CHI_ERR_ARG, "'rollout' is not asked for");
   assert_works(chi_fair_summary(t, 200, &text, err));
   assert_non_null(strstr(text.s, "24 counted"));
   chi_str_free(&text);
@@ -247,7 +278,8 @@ static void test_table(void **state) {
 int main(void) {
   chi_err err = {0};
   if (chi_cpu_init(NULL, &err)) return 1;
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_picture), cmocka_unit_test(test_shuffle),
-                                     cmocka_unit_test(test_log), cmocka_unit_test(test_table)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_picture), cmocka_unit_test(test_spared),
+                                     cmocka_unit_test(test_shuffle), cmocka_unit_test(test_log),
+                                     cmocka_unit_test(test_table)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

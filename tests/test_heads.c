@@ -261,7 +261,7 @@ static void test_incontext(void **state) {
   po.question = "What is the capital of this flag?";
   assert_works(chi_prompt_make(&swap, f.m, &po, err));
   chi_incontext_opts o = CHI_INCONTEXT_OPTS_INIT;
-  o.rival = 20, o.object = 281, o.n_heads = 3, o.n_rows = 4;
+  o.rival = 20, o.object = 281, o.other = 20, o.n_heads = 3, o.n_rows = 4;
   bool same = swap->n_rows == f.p->n_rows;
   o.swapped = same ? swap : f.p;
   assert_works(chi_incontext_run(&x, f.m, f.p, &o, err));
@@ -271,7 +271,7 @@ static void test_incontext(void **state) {
   assert_works(chi_attribute_run(&a, f.m, f.p, &ao, err));
   ao.heads = x->head, ao.versus = -1, ao.n_views = 0;
   assert_works(chi_attribute_run(&b, f.m, o.swapped, &ao, err));
-  double diff = 0, ov = 0, key = 0, on = 0, then = 0;
+  double diff = 0, ov = 0, rival = 0, key = 0, on = 0, then = 0, all = 0, top = 0;
   for (int i = 0; i < 12; i++) {
     const chi_attr_view *v = &a->view[i];
     int64_t at = (int64_t)v->head * a->rows + v->row;
@@ -280,6 +280,7 @@ static void test_incontext(void **state) {
     then += (double)b->weight[at] / 3;
     for (int k = 0; k < 400; k++) {
       if (v->view[CHI_VIEW_OV].id[k] == 198) ov += 1.0 / (k + 1) / 12;
+      if (v->view[CHI_VIEW_OV].id[k] == 20) rival += 1.0 / (k + 1) / 12;
       if (v->view[CHI_VIEW_KEY].id[k] == 281) key += 1.0 / (k + 1) / 12;
     }
   }
@@ -287,6 +288,10 @@ static void test_incontext(void **state) {
   assert_true(fabs(x->mrr_answer - ov) < 1e-9 &&
               fabs(x->mrr_object - key) < 1e-3); /* layer 0: nothing is written yet */
   assert_true(fabs(x->attention_swapped - then) < 1e-9 && x->mrr_embed_answer > 0 && x->mrr_embed_object > 0);
+  assert_true(fabs(x->mrr_rival - rival) < 1e-9 && x->mrr_other > 0 && x->mrr_embed_rival == x->mrr_embed_other);
+  for (int i = 0; i < a->layers * a->heads; i++) all += fmax(0, a->head[i].increase[0]);
+  for (int i = 0; i < 3; i++) top += fmax(0, a->head[a->order[i]].increase[0]);
+  assert_true(fabs(x->top_share - top / all) < 1e-12 && x->right == (a->final[0].rank == 1));
   assert_int_equal(chi_heads_shared(x->head, 3, a->pos_head, 2), 2);
   chi_incontext_free(x);
   if (other->n_rows != f.p->n_rows) {

@@ -75,6 +75,22 @@ static void check_fit(const json_t *want, double l1, double l2) {
   chi_logit_free(&m);
 }
 
+static void test_unit_entity(void **state) {
+  (void)state;
+  chi_arena a = {0};
+  const char *const kCases[][2] = {{"heart=red|color", "heart=red"},
+                                   {"red=heart|shape", "heart=red"},
+                                   {"Peru|capital", "Peru"},
+                                   {"heart", "heart"},
+                                   {"", ""},
+                                   {"star=st|x", "st=star"},
+                                   {"st=star|x", "st=star"},
+                                   {"Peru|a=b", "Peru"}};
+  for (size_t i = 0; i < sizeof kCases / sizeof *kCases; i++)
+    assert_string_equal(chi_unit_entity(&a, kCases[i][0], NULL), kCases[i][1]);
+  chi_arena_free(&a);
+}
+
 static void test_logistic_reference(void **state) {
   (void)state;
   size_t i;
@@ -589,23 +605,15 @@ static void test_risk(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_clusters),
-      cmocka_unit_test(test_logistic_reference),
-      cmocka_unit_test(test_rank_reference),
-      cmocka_unit_test(test_t_reference),
-      cmocka_unit_test(test_ridge_reference),
-      cmocka_unit_test(test_bootstrap_exact),
-      cmocka_unit_test(test_bootstrap_rules),
-      cmocka_unit_test(test_bootstrap_covers),
-      cmocka_unit_test(test_peak),
-      cmocka_unit_test(test_max_t_brute_force),
-      cmocka_unit_test(test_max_t_random_flips),
-      cmocka_unit_test(test_max_t_family),
-      cmocka_unit_test(test_holm),
-      cmocka_unit_test(test_ranks_brute_force),
-      cmocka_unit_test(test_logistic_optimum),
-      cmocka_unit_test(test_out_of_fold),
-      cmocka_unit_test(test_risk),
+      cmocka_unit_test(test_clusters),           cmocka_unit_test(test_unit_entity),
+      cmocka_unit_test(test_logistic_reference), cmocka_unit_test(test_rank_reference),
+      cmocka_unit_test(test_t_reference),        cmocka_unit_test(test_ridge_reference),
+      cmocka_unit_test(test_bootstrap_exact),    cmocka_unit_test(test_bootstrap_rules),
+      cmocka_unit_test(test_bootstrap_covers),   cmocka_unit_test(test_peak),
+      cmocka_unit_test(test_max_t_brute_force),  cmocka_unit_test(test_max_t_random_flips),
+      cmocka_unit_test(test_max_t_family),       cmocka_unit_test(test_holm),
+      cmocka_unit_test(test_ranks_brute_force),  cmocka_unit_test(test_logistic_optimum),
+      cmocka_unit_test(test_out_of_fold),        cmocka_unit_test(test_risk),
   };
   return cmocka_run_group_tests(tests, open_reference, close_reference);
 }

@@ -7,6 +7,30 @@
 
 #include "analyze/lens.h"
 
+#define MEASURE(field, text) \
+  { #field, text, offsetof(chi_incontext, field) }
+const chi_incontext_measure chi_incontext_measures[CHI_INCONTEXT_MEASURES] = {
+    MEASURE(p, "p(answer)"),
+    MEASURE(logit_diff, "logit written, answer less rival"),
+    MEASURE(mrr_answer, "MRR of the answer in what is written"),
+    MEASURE(mrr_rival, "MRR of the rival in what is written"),
+    MEASURE(mrr_object, "MRR of the thing in the key view"),
+    MEASURE(mrr_other, "MRR of another thing in the key view"),
+    MEASURE(attention, "attention on these rows"),
+    MEASURE(attention_swapped, "the same, asked about another thing"),
+    MEASURE(mrr_embed_answer, "MRR of the answer in patch vectors"),
+    MEASURE(mrr_embed_rival, "MRR of the rival in patch vectors"),
+    MEASURE(mrr_embed_object, "MRR of the thing in patch vectors"),
+    MEASURE(mrr_embed_other, "MRR of another thing in patch vectors"),
+    MEASURE(top_share, "these heads' part of all increases"),
+};
+
+double chi_incontext_get(const chi_incontext *x, int measure) {
+  double v;
+  memcpy(&v, (const char *)x + chi_incontext_measures[measure].at, sizeof v);
+  return v;
+}
+
 int chi_heads_shared(const chi_attr_head *a, int na, const chi_attr_head *b, int nb) {
   int n = 0;
   for (int i = 0; i < na; i++)
@@ -43,30 +67,37 @@ static int written(work *w) {
   const chi_attribution *a = w->a;
   x->answer = a->target[0];
   x->p = a->final[0].p;
+  x->right = a->final[0].rank == 1;
   x->head = chi_arena_array(&x->arena, (size_t)x->n_heads, sizeof *x->head, w->err);
   CHI_TRY(x->head ? 0 : CHI_ERR_MEMORY);
   memcpy(x->head, a->pos_head, (size_t)x->n_heads * sizeof *x->head);
   x->n_rows = a->n_views / a->n_positions;
   x->mrr_answer = x->attention = 0;
-  x->logit_diff = w->o->rival >= 0 ? 0 : NAN;
+  x->logit_diff = x->mrr_rival = w->o->rival >= 0 ? 0 : NAN;
   for (int32_t i = 0; i < a->n_views; i++) {
     int64_t at = (int64_t)a->view[i].head * a->rows + a->view[i].row;
     x->mrr_answer += 1.0 / a->view[i].view[CHI_VIEW_OV].rank[0] / a->n_views;
+    if (w->o->rival >= 0) x->mrr_rival += 1.0 / a->view[i].view[CHI_VIEW_OV].rank[1] / a->n_views;
     x->attention += (double)a->weight[at] / x->n_heads;
     x->logit_diff += (a->pos[at].logit[0] - a->pos[at].logit[1]) / a->n_views;
   }
+  double all = 0, top = 0;
+  for (int32_t h = 0; h < a->layers * a->heads; h++) all += fmax(0, a->head[h].increase[0]);
+  for (int32_t h = 0; h < x->n_heads; h++)
+    top += fmax(0, a->head[x->head[h].layer * a->heads + x->head[h].head].increase[0]);
+  x->top_share = all > 0 ? top / all : NAN;
 out:
   return rc;
 }
 
-/* The asked thing in the key view of the same rows. */
-static int keys(work *w) {
+/* A thing in the key view of the same rows. */
+static int keys(work *w, int32_t thing, double *mrr) {
   int rc = 0;
   chi_attribution *b = NULL;
-  if (w->o->object < 0) return 0;
-  CHI_TRY(attribute(w, &b, w->p, w->o->object, true));
-  w->x->mrr_object = 0;
-  for (int32_t i = 0; i < b->n_views; i++) w->x->mrr_object += 1.0 / b->view[i].view[CHI_VIEW_KEY].rank[1] / b->n_views;
+  if (thing < 0) return 0;
+  CHI_TRY(attribute(w, &b, w->p, thing, true));
+  *mrr = 0;
+  for (int32_t i = 0; i < b->n_views; i++) *mrr += 1.0 / b->view[i].view[CHI_VIEW_KEY].rank[1] / b->n_views;
 out:
   chi_attribution_free(b);
   return rc;
@@ -141,7 +172,9 @@ static int embeddings(work *w) {
   for (int32_t i = 0; i < n; i++) rows[i] = r[i].row;
   qsort(rows, (size_t)n, sizeof *rows, by_row);
   CHI_TRY(embed_mrr(w, rows, n, w->x->answer, &w->x->mrr_embed_answer));
+  CHI_TRY(embed_mrr(w, rows, n, w->o->rival, &w->x->mrr_embed_rival));
   CHI_TRY(embed_mrr(w, rows, n, w->o->object, &w->x->mrr_embed_object));
+  CHI_TRY(embed_mrr(w, rows, n, w->o->other, &w->x->mrr_embed_other));
 out:
   chi_free(r);
   chi_free(rows);
@@ -159,9 +192,11 @@ int chi_incontext_run(chi_incontext **out, const chi_model *m, const chi_prompt 
   x->n_heads = o->n_heads > 0 ? o->n_heads : 10;
   x->n_rows = o->n_rows > 0 ? o->n_rows : 20;
   if (x->n_heads > all) x->n_heads = all;
-  x->mrr_object = x->attention_swapped = x->mrr_embed_answer = x->mrr_embed_object = NAN;
+  x->mrr_object = x->mrr_other = x->attention_swapped = NAN;
+  x->mrr_embed_answer = x->mrr_embed_rival = x->mrr_embed_object = x->mrr_embed_other = NAN;
   CHI_TRY(written(&w));
-  CHI_TRY(keys(&w));
+  CHI_TRY(keys(&w, o->object, &x->mrr_object));
+  CHI_TRY(keys(&w, o->other, &x->mrr_other));
   CHI_TRY(swapped(&w));
   CHI_TRY(embeddings(&w));
 out:

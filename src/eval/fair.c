@@ -117,6 +117,7 @@ static int make_maps(const work *w, asked *q, chi_err *err) {
     double *map = chi_arena_array(w->arena, n, sizeof *map, err);
     CHI_TRY(map ? 0 : CHI_ERR_MEMORY);
     q->random_rank[k] = NAN;
+    if (o->not_now && o->not_now[k]) continue;
     rc = chi_explain_map(q->e, o->which[k], map, &why);
     if (rc == 0) q->map[k] = map;
     if (rc == 0 && q->shuffled) {
@@ -213,7 +214,7 @@ static int score(const work *w, asked *q, const asked *other, chi_fair_result *r
       s->switch_rank = chi_map_spearman(map, moved, n);
     }
     for (int how = 0; how < CHI_REMOVALS; how++)
-      if (o->by[how] && (mask || !(o->which[k]->uses >> how & 1u)) &&
+      if (o->by[how] && !o->no_curves && (mask || !(o->which[k]->uses >> how & 1u)) &&
           chi_removal_possible(q->e->remover, (chi_removal)how))
         CHI_TRY(curves(w, q, map, how, s, err));
   }

@@ -23,14 +23,16 @@ extern const double chi_fair_share[CHI_FAIR_SHARES]; /* of the patches: 0, 0.05,
 typedef struct chi_fair_opts {
   const chi_explainer *const *which;
   int n_which;
-  bool by[CHI_REMOVALS];        /* ways of removing that deletion and insertion use */
-  double cover;                 /* a patch belongs to the mask from this share on */
-  int randoms;                  /* random sets of the filter */
-  const chi_model *shuffled;    /* NULL: no check with shuffled weights */
-  chi_explain_opts explain;     /* target is each item's own */
+  bool by[CHI_REMOVALS];     /* ways of removing that deletion and insertion use */
+  double cover;              /* a patch belongs to the mask from this share on */
+  int randoms;               /* random sets of the filter */
+  const chi_model *shuffled; /* NULL: no check with shuffled weights */
+  const bool *not_now;       /* [n_which]: explainers that this picture is spared; NULL = none */
+  bool no_curves;            /* this picture is spared deletion and insertion */
+  chi_explain_opts explain;  /* target is each item's own */
 } chi_fair_opts;
 
-typedef struct chi_fair_ask { /* one question about a picture */
+typedef struct chi_fair_ask {           /* one question about a picture */
   const char *question, *answer, *mask; /* mask: file */
 } chi_fair_ask;
 
@@ -47,9 +49,9 @@ typedef struct chi_fair_result {
   char problem[CHI_ERR_TEXT]; /* "": none; else this item failed and why */
   bool right, hurts;          /* the two conditions above */
   int32_t target, n, n_mask;
-  double p, unseen;           /* of the answer; part of the mask that the crop cut off */
-  double fall, random_fall;   /* of log p without the object's patches; without random ones, mean */
-  chi_fair_score *score;      /* [n_which + 1], the mask's order last; NULL where the item does not count */
+  double p, unseen;         /* of the answer; part of the mask that the crop cut off */
+  double fall, random_fall; /* of log p without the object's patches; without random ones, mean */
+  chi_fair_score *score;    /* [n_which + 1], the mask's order last; NULL where the item does not count */
 } chi_fair_result;
 
 /* All questions about one picture: result [n] from the caller, zeroed; scores live in the arena. Items that do not count

@@ -32,9 +32,9 @@ static double value_of(const json_t *score, int metric) {
 
 /* Items that count: their scores [explainer], in the log's order. */
 typedef struct counted {
-  const json_t **score; /* [n_rows][n] */
-  const char **picture; /* [n] */
-  chi_clusters clusters;
+  const json_t **score;         /* [n_rows][n] */
+  const char **picture, **unit; /* [n] */
+  chi_clusters units, pictures;
   double *a, *b; /* [n] scratch */
   int n;
 } counted;
@@ -43,25 +43,31 @@ static int collect(chi_fair_table *t, counted *c, const json_t *items, chi_err *
   size_t n = json_array_size(items);
   c->score = chi_arena_array(&t->arena, n * (size_t)t->n_rows, sizeof *c->score, err);
   c->picture = chi_arena_array(&t->arena, n, sizeof *c->picture, err);
+  c->unit = chi_arena_array(&t->arena, n, sizeof *c->unit, err);
   c->a = chi_arena_array(&t->arena, n, sizeof *c->a, err);
   c->b = chi_arena_array(&t->arena, n, sizeof *c->b, err);
-  if (!c->score || !c->picture || !c->a || !c->b) return CHI_ERR_MEMORY;
+  if (!c->score || !c->picture || !c->unit || !c->a || !c->b) return CHI_ERR_MEMORY;
   for (size_t i = 0; i < n; i++) {
     const json_t *it = json_array_get(items, i), *scores = json_object_get(it, "scores");
     const char *status = json_string_value(json_object_get(it, "status")),
-               *image = json_string_value(json_object_get(it, "image"));
+               *image = json_string_value(json_object_get(it, "image")),
+               *unit = json_string_value(json_object_get(it, "unit"));
     t->items++;
     t->failed += chi_streq(status, "failed");
     t->right += json_is_true(json_object_get(it, "right"));
     if (!json_is_object(scores)) continue;
     for (int r = 0; r < t->n_rows; r++) c->score[(size_t)r * n + (size_t)c->n] = json_object_get(scores, t->name[r]);
-    c->picture[c->n++] = image ? image : "";
+    c->picture[c->n] = image ? image : "";
+    c->unit[c->n] = unit && *unit ? chi_unit_entity(&t->arena, unit, err) : c->picture[c->n];
+    if (!c->unit[c->n++]) return CHI_ERR_MEMORY;
   }
   t->counted = c->n;
   for (int r = 1; r < t->n_rows; r++) /* rows side by side, without the gaps */
     memmove(c->score + r * c->n, c->score + (size_t)r * n, (size_t)c->n * sizeof *c->score);
-  int rc = chi_clusters_make(&c->clusters, c->picture, c->n, err);
-  t->pictures = rc ? 0 : c->clusters.n;
+  int rc = chi_clusters_make(&c->pictures, c->picture, c->n, err);
+  if (rc == 0) rc = chi_clusters_make(&c->units, c->unit, c->n, err);
+  t->pictures = c->pictures.n;
+  t->units = c->units.n;
   return rc;
 }
 
@@ -74,36 +80,50 @@ static bool values(const counted *c, int row, int metric, double *x) {
   return any;
 }
 
-/* One metric of one explainer, and its difference to the reference. */
-static int estimate(chi_fair_table *t, const counted *c, int row, int metric, const chi_boot_opts *boot, chi_err *err) {
+/* The difference of c->a to a reference's values. Overwrites c->b. */
+static int difference(chi_fair_diff *d, const counted *c, int ref, int metric, const chi_boot_opts *boot,
+                      chi_err *err) {
   int rc = 0;
-  chi_fair_stat *s = &t->stat[row * CHI_FAIR_METRICS + metric];
   chi_cell_test test;
-  const chi_est none = {.value = NAN, .lo = NAN, .hi = NAN};
-  *s = (chi_fair_stat){.mean = none, .diff = none, .p = NAN, .p_holm = NAN};
-  if (!values(c, row, metric, c->a)) return 0;
-  CHI_TRY(chi_boot_mean(&s->mean, &c->clusters, c->a, NULL, boot, err));
-  if (t->reference < 0 || row == t->reference || !values(c, t->reference, metric, c->b)) goto out;
+  if (!values(c, ref, metric, c->b)) return 0;
   bool both = false;
   for (int i = 0; i < c->n; i++) both = both || (!isnan(c->a[i]) && !isnan(c->b[i]));
-  if (!both) goto out;
-  CHI_TRY(chi_boot_mean(&s->diff, &c->clusters, c->a, c->b, boot, err));
-  for (int i = 0; i < c->n; i++) c->a[i] -= c->b[i];
-  CHI_TRY(chi_max_t(&test, &c->clusters, c->a, 1, boot, err));
-  s->p = test.p;
+  if (!both) return 0;
+  CHI_TRY(chi_boot_mean(&d->est, &c->units, c->a, c->b, boot, err));
+  CHI_TRY(chi_boot_mean(&d->by_picture, &c->pictures, c->a, c->b, boot, err));
+  for (int i = 0; i < c->n; i++) c->b[i] = c->a[i] - c->b[i];
+  CHI_TRY(chi_max_t(&test, &c->units, c->b, 1, boot, err));
+  d->p = test.p;
 out:
   return rc;
 }
 
-static int holm(chi_fair_table *t, int metric, chi_err *err) {
+/* One metric of one explainer, and its differences to the references. */
+static int estimate(chi_fair_table *t, const counted *c, int row, int metric, const chi_boot_opts *boot, chi_err *err) {
+  int rc = 0;
+  chi_fair_stat *s = &t->stat[row * CHI_FAIR_METRICS + metric];
+  const chi_est none = {.value = NAN, .lo = NAN, .hi = NAN};
+  s->mean = s->by_picture = none;
+  for (int k = 0; k < CHI_FAIR_REFS; k++)
+    s->diff[k] = (chi_fair_diff){.est = none, .by_picture = none, .p = NAN, .p_holm = NAN};
+  if (!values(c, row, metric, c->a)) return 0;
+  CHI_TRY(chi_boot_mean(&s->mean, &c->units, c->a, NULL, boot, err));
+  CHI_TRY(chi_boot_mean(&s->by_picture, &c->pictures, c->a, NULL, boot, err));
+  for (int k = 0; k < t->n_refs; k++)
+    if (t->ref[k] != row) CHI_TRY(difference(&s->diff[k], c, t->ref[k], metric, boot, err));
+out:
+  return rc;
+}
+
+static int holm(chi_fair_table *t, int ref, int metric, chi_err *err) {
   int rc = 0, n = 0;
   double *p = chi_calloc((size_t)t->n_rows, sizeof *p, err);
   if (!p) return CHI_ERR_MEMORY;
   for (int r = 0; r < t->n_rows; r++)
-    if (!t->baseline[r]) p[n++] = t->stat[r * CHI_FAIR_METRICS + metric].p;
+    if (!t->baseline[r]) p[n++] = t->stat[r * CHI_FAIR_METRICS + metric].diff[ref].p;
   CHI_TRY(chi_holm(p, p, n, err));
   for (int r = 0, k = 0; r < t->n_rows; r++)
-    if (!t->baseline[r]) t->stat[r * CHI_FAIR_METRICS + metric].p_holm = p[k++];
+    if (!t->baseline[r]) t->stat[r * CHI_FAIR_METRICS + metric].diff[ref].p_holm = p[k++];
 out:
   chi_free(p);
   return rc;
@@ -128,6 +148,23 @@ static void mean_curves(chi_fair_table *t, const counted *c) {
       }
 }
 
+int chi_fair_against(int ref[CHI_FAIR_REFS], int *n, const chi_fair_opts *o, const char *names, chi_err *err) {
+  char name[64];
+  *n = 0;
+  for (const char *p = names ? names : "attention,centre,random"; p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL) {
+    int row = -1;
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(p, ","), p);
+    for (int r = 0; r < o->n_which; r++)
+      if (chi_streq(o->which[r]->name, name)) row = r;
+    if (row < 0 && !names) continue;
+    if (row < 0) return chi_fail(err, CHI_ERR_ARG, "'%s' is not asked for: nothing can be compared with it", name);
+    if (*n == CHI_FAIR_REFS)
+      return chi_fail(err, CHI_ERR_ARG, "%d explainers to compare with are the limit", CHI_FAIR_REFS);
+    ref[(*n)++] = row;
+  }
+  return 0;
+}
+
 int chi_fair_table_make(chi_fair_table **out, const json_t *items, const chi_fair_opts *o, const char *against,
                         const chi_boot_opts *boot, chi_err *err) {
   int rc = 0;
@@ -135,7 +172,6 @@ int chi_fair_table_make(chi_fair_table **out, const json_t *items, const chi_fai
   chi_fair_table *t = chi_calloc(1, sizeof *t, err);
   if (!t) return CHI_ERR_MEMORY;
   t->n_rows = o->n_which + 1;
-  t->reference = -1;
   size_t rows = (size_t)t->n_rows;
   t->name = chi_arena_array(&t->arena, rows, sizeof *t->name, err);
   t->baseline = chi_arena_array(&t->arena, rows, sizeof *t->baseline, err);
@@ -145,17 +181,18 @@ int chi_fair_table_make(chi_fair_table **out, const json_t *items, const chi_fai
   for (int r = 0; r < t->n_rows; r++) {
     t->name[r] = r < o->n_which ? o->which[r]->name : "mask";
     t->baseline[r] = r == o->n_which || o->which[r]->baseline;
-    if (chi_streq(t->name[r], against)) t->reference = r;
   }
+  CHI_TRY(chi_fair_against(t->ref, &t->n_refs, o, against, err));
   CHI_TRY(collect(t, &c, items, err));
   for (int m = 0; m < CHI_FAIR_METRICS; m++) {
     for (int r = 0; r < t->n_rows; r++) CHI_TRY(estimate(t, &c, r, m, boot, err));
-    CHI_TRY(holm(t, m, err));
+    for (int k = 0; k < t->n_refs; k++) CHI_TRY(holm(t, k, m, err));
     CHI_TRY(chi_progress("intervals", m + 1, CHI_FAIR_METRICS, err));
   }
   mean_curves(t, &c);
 out:
-  chi_clusters_free(&c.clusters);
+  chi_clusters_free(&c.units);
+  chi_clusters_free(&c.pictures);
   if (rc)
     chi_fair_table_free(t);
   else

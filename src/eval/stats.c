@@ -49,6 +49,21 @@ void chi_clusters_free(chi_clusters *c) {
   *c = (chi_clusters){0};
 }
 
+const char *chi_unit_entity(chi_arena *a, const char *unit, chi_err *err) {
+  size_t n = strcspn(unit, "|"), at = strcspn(unit, "="), rest = at < n ? n - at - 1 : 0;
+  const char *second = unit + at + 1;
+  char *s = chi_arena_array(a, n + 1, 1, err);
+  if (!s) return NULL;
+  memcpy(s, unit, n); /* zeroed behind */
+  int order = rest ? memcmp(unit, second, at < rest ? at : rest) : 0;
+  if (order > 0 || (rest && order == 0 && at > rest)) {
+    memcpy(s, second, rest);
+    s[rest] = '=';
+    memcpy(s + rest + 1, unit, at);
+  }
+  return s;
+}
+
 /* ---- bootstrap --------------------------------------------------------------------------------------------- */
 static int by_value(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;

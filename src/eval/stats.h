@@ -21,6 +21,9 @@ typedef struct chi_clusters {
 /* Items of one name are one cluster; an item with the name "" is one of its own. Caller: chi_clusters_free. */
 int chi_clusters_make(chi_clusters *out, const char *const *name, int32_t n_items, chi_err *err);
 void chi_clusters_free(chi_clusters *c);
+/* The entity of an item's unit (docs/world.md), whatever was asked of it: "Peru|capital" -> "Peru"; of "words=answer|relation"
+ * both words in alphabetical order, so that "heart=red|color" and "red=heart|shape" are one. In the arena. */
+const char *chi_unit_entity(chi_arena *a, const char *unit, chi_err *err);
 
 /* ---- bootstrap --------------------------------------------------------------------------------------------- */
 typedef struct chi_boot_opts {

@@ -18,9 +18,10 @@ static bool measured(const chi_fair_table *t, int metric) {
 }
 
 /* ---- JSON, CSV --------------------------------------------------------------------------------------------- */
-static json_t *est_json(const chi_est *e) {
-  return json_pack("{s:o,s:o,s:o,s:i,s:i}", "value", chi_json_num(e->value), "ci95_lo", chi_json_num(e->lo), "ci95_hi",
-                   chi_json_num(e->hi), "n", e->n, "pictures", e->clusters);
+static json_t *est_json(const chi_est *e, const chi_est *pic) {
+  return json_pack("{s:o,s:o,s:o,s:o,s:o,s:i,s:i,s:i}", "value", chi_json_num(e->value), "ci95_lo", chi_json_num(e->lo),
+                   "ci95_hi", chi_json_num(e->hi), "by_picture_lo", chi_json_num(pic->lo), "by_picture_hi",
+                   chi_json_num(pic->hi), "n", e->n, "units", e->clusters, "pictures", pic->clusters);
 }
 
 static json_t *row_json(const chi_fair_table *t, int row) {
@@ -28,12 +29,16 @@ static json_t *row_json(const chi_fair_table *t, int row) {
   for (int m = 0; m < CHI_FAIR_METRICS; m++) {
     const chi_fair_stat *s = stat_of(t, row, m);
     if (!s->mean.n) continue;
-    json_t *o = est_json(&s->mean);
-    if (s->diff.n) {
-      json_object_set_new(o, "difference", est_json(&s->diff));
-      json_object_set_new(o, "p", chi_json_num(s->p));
-      if (!t->baseline[row]) json_object_set_new(o, "p_holm", chi_json_num(s->p_holm));
+    json_t *o = est_json(&s->mean, &s->by_picture), *less = json_object();
+    for (int k = 0; k < t->n_refs; k++) {
+      const chi_fair_diff *d = &s->diff[k];
+      if (!d->est.n) continue;
+      json_t *one = est_json(&d->est, &d->by_picture);
+      json_object_set_new(one, "p", chi_json_num(d->p));
+      if (!t->baseline[row]) json_object_set_new(one, "p_holm", chi_json_num(d->p_holm));
+      json_object_set_new(less, t->name[t->ref[k]], one);
     }
+    json_object_set_new(o, "less", less);
     json_object_set_new(metrics, chi_fair_metric_name(m), o);
   }
   return json_pack("{s:s,s:b,s:o}", "explainer", t->name[row], "baseline", t->baseline[row], "metrics", metrics);
@@ -48,9 +53,9 @@ int chi_fair_json(json_t **out, const chi_fair_table *t, const json_t *settings,
   bad |= json_object_set_new(o, "items", json_integer(t->items));
   bad |= json_object_set_new(o, "right", json_integer(t->right));
   bad |= json_object_set_new(o, "counted", json_integer(t->counted));
+  bad |= json_object_set_new(o, "units", json_integer(t->units));
   bad |= json_object_set_new(o, "pictures", json_integer(t->pictures));
   bad |= json_object_set_new(o, "failed", json_integer(t->failed));
-  bad |= json_object_set_new(o, "against", t->reference < 0 ? json_null() : json_string(t->name[t->reference]));
   for (int r = 0; r < t->n_rows; r++) bad |= json_array_append_new(rows, row_json(t, r));
   bad |= json_object_set(o, "explainers", rows);
   rc = bad ? chi_fail(err, CHI_ERR_MEMORY, "no memory for the result") : 0;
@@ -63,25 +68,52 @@ out:
   return rc;
 }
 
+/* One explainer, one metric, one reference; a number of its own and one that compares. */
+static int csv_row(chi_csv *c, const chi_fair_table *t, int r, int m, int k, chi_err *err) {
+  const chi_fair_stat *s = stat_of(t, r, m);
+  const chi_fair_diff *d = &s->diff[k];
+  chi_csv_str(c, t->name[r]);
+  chi_csv_int(c, t->baseline[r]);
+  chi_csv_str(c, chi_fair_metric_name(m));
+  chi_csv_int(c, s->mean.n);
+  chi_csv_int(c, s->mean.clusters);
+  chi_csv_int(c, s->by_picture.clusters);
+  const double own[] = {s->mean.value, s->mean.lo, s->mean.hi, s->by_picture.lo, s->by_picture.hi};
+  for (size_t i = 0; i < sizeof own / sizeof *own; i++) chi_csv_num(c, own[i]);
+  chi_csv_str(c, k < t->n_refs ? t->name[t->ref[k]] : NULL);
+  const double less[] = {
+      d->est.value, d->est.lo, d->est.hi, d->by_picture.lo, d->by_picture.hi, d->p, t->baseline[r] ? NAN : d->p_holm};
+  for (size_t i = 0; i < sizeof less / sizeof *less; i++) chi_csv_num(c, less[i]);
+  return chi_csv_row(c, err);
+}
+
 static int write_csv(const chi_fair_table *t, const char *path, chi_err *err) {
-  static const char *const kHead[] = {"explainer", "baseline", "metric",  "n",       "pictures", "mean",  "ci95_lo",
-                                      "ci95_hi",   "diff",     "diff_lo", "diff_hi", "p",        "p_holm"};
+  static const char *const kHead[] = {"explainer",
+                                      "baseline",
+                                      "metric",
+                                      "n",
+                                      "units",
+                                      "pictures",
+                                      "mean",
+                                      "ci95_lo",
+                                      "ci95_hi",
+                                      "by_picture_lo",
+                                      "by_picture_hi",
+                                      "less",
+                                      "difference",
+                                      "diff_lo",
+                                      "diff_hi",
+                                      "diff_by_picture_lo",
+                                      "diff_by_picture_hi",
+                                      "p",
+                                      "p_holm"};
   int rc = 0;
   chi_csv *c = NULL;
   CHI_TRY(chi_csv_open(&c, path, kHead, sizeof kHead / sizeof *kHead, err));
   for (int r = 0; r < t->n_rows; r++)
     for (int m = 0; m < CHI_FAIR_METRICS; m++) {
       const chi_fair_stat *s = stat_of(t, r, m);
-      if (!s->mean.n) continue;
-      chi_csv_str(c, t->name[r]);
-      chi_csv_int(c, t->baseline[r]);
-      chi_csv_str(c, chi_fair_metric_name(m));
-      chi_csv_int(c, s->mean.n);
-      chi_csv_int(c, s->mean.clusters);
-      const double v[] = {s->mean.value, s->mean.lo, s->mean.hi, s->diff.value,
-                          s->diff.lo,    s->diff.hi, s->p,       t->baseline[r] ? NAN : s->p_holm};
-      for (size_t k = 0; k < sizeof v / sizeof *v; k++) chi_csv_num(c, v[k]);
-      CHI_TRY(chi_csv_row(c, err));
+      for (int k = 0; s->mean.n && k < (t->n_refs ? t->n_refs : 1); k++) CHI_TRY(csv_row(c, t, r, m, k, err));
     }
   rc = chi_csv_commit(c, err);
   c = NULL;
@@ -157,10 +189,10 @@ static void value_cell(chi_table *x, const chi_est *e, bool interval) {
 }
 
 int chi_fair_summary(const chi_fair_table *t, int width, chi_str *out, chi_err *err) {
-  enum { kMost = 6 + 2 * CHI_REMOVALS + 3 };
+  enum { kMost = 6 + 2 * CHI_REMOVALS + 3 + CHI_FAIR_REFS };
   int rc = 0, metric[CHI_FAIR_METRICS], n = 0, cols = 0;
   const char *head[kMost];
-  char align[kMost + 1], names[CHI_FAIR_METRICS][48];
+  char align[kMost + 1], names[CHI_FAIR_METRICS][48], against[CHI_FAIR_REFS][80];
   chi_table *x = NULL;
   head[cols] = "explainer", align[cols++] = 'l';
   for (int m = 0; m < CHI_FAIR_METRICS; m++) {
@@ -168,13 +200,16 @@ int chi_fair_summary(const chi_fair_table *t, int width, chi_str *out, chi_err *
     snprintf(names[n], sizeof names[n], "%s", chi_fair_metric_name(m));
     head[cols] = names[n], align[cols++] = 'r';
     metric[n++] = m;
-    if (m == CHI_FAIR_AUPRC) head[cols] = "p (Holm)", align[cols++] = 'r';
+    for (int k = 0; m == CHI_FAIR_AUPRC && k < t->n_refs; k++) {
+      snprintf(against[k], sizeof against[k], "p, %s", t->name[t->ref[k]]);
+      head[cols] = against[k], align[cols++] = 'r';
+    }
   }
   align[cols] = 0;
   chi_str_addf(out,
                "%d items, %d answered right, %d counted (removing the object's patches hurts more than random ones)\n"
-               "on %d pictures; %d failed\n",
-               t->items, t->right, t->counted, t->pictures, t->failed);
+               "of %d units on %d pictures; %d failed\n",
+               t->items, t->right, t->counted, t->units, t->pictures, t->failed);
   if (t->counted == 0) return 0;
   CHI_TRY(chi_table_new(&x, head, align, err));
   for (int r = 0; r < t->n_rows; r++) {
@@ -183,17 +218,19 @@ int chi_fair_summary(const chi_fair_table *t, int width, chi_str *out, chi_err *
       const chi_fair_stat *s = stat_of(t, r, metric[k]);
       value_cell(x, &s->mean, metric[k] == CHI_FAIR_AUPRC);
       if (metric[k] != CHI_FAIR_AUPRC) continue;
-      if (isnan(s->p_holm) || t->baseline[r])
-        chi_table_cell(x, "-");
-      else
-        chi_table_cell(x, "%.4f", s->p_holm);
+      for (int i = 0; i < t->n_refs; i++) {
+        if (isnan(s->diff[i].p_holm) || t->baseline[r])
+          chi_table_cell(x, "-");
+        else
+          chi_table_cell(x, "%.4f", s->diff[i].p_holm);
+      }
     }
   }
   CHI_TRY(chi_table_text(x, width, out, err));
   chi_str_addf(out,
                "deletion: area under p(answer) while the highest patches go, low is good; insertion: come, high\n");
-  if (t->reference >= 0)
-    chi_str_addf(out, "p (Holm): average precision against %s, sign flips of pictures\n", t->name[t->reference]);
+  if (t->n_refs)
+    chi_str_addf(out, "p, NAME: average precision less NAME's, sign flips of units, Holm over the explainers\n");
 out:
   chi_table_free(x);
   return rc;

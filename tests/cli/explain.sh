@@ -28,6 +28,10 @@ works 'goes on after half a line' $fair -o "$T/b"
 check 'the same items' cmp "$T/a/items.jsonl" "$T/b/items.jsonl"
 check 'the same table' cmp "$T/a/attribution-test.csv" "$T/b/attribution-test.csv"
 fails 1 'belongs to another run' 'other settings on the same log' $fair -o "$T/a" --seed 9
+fails 2 "'eyes' is neither curves" 'costly ones that nobody asked for' $fair -o "$T/x" --rare eyes
+fails 1 "'lens' is not asked for" 'compared with what is not there' $fair -o "$T/x" --against lens
+works 'costly ones for every second picture' $fair -o "$T/c" --rare cut-text,curves --every 2
+check 'the first picture has them' cmp "$T/a/attribution-test.csv" "$T/c/attribution-test.csv"
 
 works 'heads' heads "$tiny" "$picture" "$question" --neurons 3 --head 1_2 -o "$T/heads" --dump-plan "$T/heads.plan" --quiet
 check 'heads: its plan runs' "$chiasm" run "$tiny" --plan "$T/heads.plan" --quiet
@@ -42,3 +46,12 @@ fails 1 "'#400' is outside the vocabulary" 'in context: token outside' incontext
 fails 2 '--text-model needs --text' 'in context: a model without a question' incontext "$tiny" Why --text-model "$tiny"
 fails 1 'rows would not correspond' 'in context: a longer swap' incontext "$tiny" Why --swap 'What is the capital of it?'
 fails 1 'needs value neurons' 'query side of nothing' attribute "$tiny" Why --query 4
+
+fails 2 '-o DIR is required' 'in-context test without a folder' eval incontext "$set"
+fails 1 "relation 'taste'" 'in-context test of no item' eval incontext "$set" -m "$tiny" -o "$T/x" --relation taste
+lookup="eval incontext $set -m $tiny --text-model $tiny --rows 3 --heads 4 --quiet"
+works 'in-context test' $lookup -o "$T/l"
+check 'in-context test: a table' grep -q '^item,mrr_answer,' "$T/l/incontext.csv"
+mkdir "$T/m" && head -c 1500 "$T/l/items.jsonl" >"$T/m/items.jsonl"
+works 'in-context test goes on' $lookup -o "$T/m"
+check 'in-context test: the same lines' cmp "$T/l/items.jsonl" "$T/m/items.jsonl"
