@@ -432,8 +432,8 @@ out:
 static const int kOthers[] = {CHI_STUDY_FIRST, CHI_STUDY_MIDDLE, CHI_STUDY_SECOND, CHI_STUDY_NEXT, CHI_STUDY_AFTER};
 enum { kOther = sizeof kOthers / sizeof *kOthers };
 
-/* Peak of the mean at the last subject token less the largest peak of the other roles: a[(1 + kOther) l]; a role that an
- * item lacks counts as no effect. */
+/* Peak of the mean at the last subject token less the largest peak of the other roles: a[(1 + kOther) l]; a role that
+ * an item lacks counts as no effect. */
 static double subject_less_rest(const double *a, const double *b, int l) {
   double top[1 + kOther], rest = -INFINITY;
   (void)b;
