@@ -159,6 +159,19 @@ static void scale_maps(const figure *f, maps *m, int from, int to) {
   }
 }
 
+/* A map that is never 0, as attention is: its smallest value is the zero, because its differences are what one looks at. */
+static void stretch_map(const figure *f, maps *m, int k) {
+  chi_patches g = chi_patches_of(f->a->model, f->a->prompt);
+  float *v = m->v[k], lo = v[0], hi = v[0];
+  size_t n = strlen(m->name[k]);
+  for (int32_t i = 0; i < g.n; i++) lo = fminf(lo, v[i]), hi = fmaxf(hi, v[i]);
+  if (hi - lo > 1e-6f)
+    snprintf(m->name[k] + n, kLine - n, "; from %.3g (no colour) to %.3g (full)", (double)lo, (double)hi);
+  else
+    snprintf(m->name[k] + n, kLine - n, "; flat: nothing to see");
+  for (int32_t i = 0; i < g.n; i++) v[i] = hi - lo > 1e-6f ? (v[i] - lo) / (hi - lo) : 0;
+}
+
 static int add_maps(figure *f, maps *m, double *x) {
   int rc = 0;
   const chi_attribution *a = f->a;
@@ -184,7 +197,7 @@ static int add_maps(figure *f, maps *m, double *x) {
     snprintf(name, sizeof name, "difference: speaks for %s (red) or for %s (blue)", f->target, f->versus);
     CHI_TRY(add_map(f, m, x, name));
   }
-  scale_maps(f, m, 0, 1);
+  stretch_map(f, m, 0);
   scale_maps(f, m, 1, m->n);
 out:
   return rc;
