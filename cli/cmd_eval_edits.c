@@ -1,22 +1,21 @@
 /* chiasm eval edits: every edit of a set, and what it moved. */
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cli.h"
 #include "edit_opts.h"
 #include "edit/ike.h"
-#include "eval/edits.h"
+#include "report/edits_report.h"
 
 typedef struct args {
   cli_common c;
   cli_edit_args e;
-  const char *model, *split, *out;
-  int64_t limit, others;
-  bool baselines;
+  const char *model, *split, *out, *before, *sweep;
+  int64_t limit, others, every, probes;
+  bool baselines, trace;
 } args;
 static const args kDefaults = {
-    .c = CLI_COMMON_DEFAULTS, .e = CLI_EDIT_DEFAULTS, .model = "demo", .split = "all", .others = 50};
+    .c = CLI_COMMON_DEFAULTS, .e = CLI_EDIT_DEFAULTS, .model = "demo", .split = "all", .others = 50, .every = 1};
 
 /* clang-format off */
 static const cli_opt kOpts[] = {
@@ -26,6 +25,16 @@ static const cli_opt kOpts[] = {
     {.name = "--split", .arg = "NAME", .kind = CLI_STR, CLI_AT(args, split), .doc = "edits of this split, or all"},
     {.name = "--limit", .arg = "N", .kind = CLI_INT, CLI_AT(args, limit), .min = 0, .max = 1e9,
      .doc = "only the first N edits; 0 = all"},
+    {.name = "--every", .arg = "K", .kind = CLI_INT, CLI_AT(args, every), .min = 1, .max = 1e9,
+     .doc = "only each K-th edit of the split, the first one first"},
+    {.name = "--probes", .arg = "N", .kind = CLI_INT, CLI_AT(args, probes), .min = 0, .max = 1e9,
+     .doc = "of each kind only the first N probes; 0 = all"},
+    {.name = "--before", .arg = "LOG", .kind = CLI_STR, CLI_AT(args, before),
+     .doc = "log of another run of this set and model, such as --method none: what was said before is taken from it"},
+    {.name = "--sweep", .arg = "A-B", .kind = CLI_STR, CLI_AT(args, sweep),
+     .doc = "a row for every layer from A to B, edited alone, and which is best"},
+    {.name = "--trace", .kind = CLI_FLAG, CLI_AT(args, trace),
+     .doc = "also the effect of tracing under picture swap at the edited cell, and its rank correlation with success"},
     {.name = "--baselines", .kind = CLI_FLAG, CLI_AT(args, baselines),
      .doc = "also rows for no edit, the bias edit, and the method at a random layer and row"},
     {.name = "--others", .arg = "N", .kind = CLI_INT, CLI_AT(args, others), .min = 1, .max = 10000,
@@ -34,19 +43,21 @@ static const cli_opt kOpts[] = {
     {0}};
 /* clang-format on */
 
-enum { kEditors = 4 };
+enum { kLayers = 128, kEditors = kLayers + 3 };
 typedef struct work {
   const cli *c;
   const args *a;
   chi_model *m;
   cli_edit_plan plan, bias;
   chi_edit_set set;
-  chi_jlog *log;
+  chi_jlog *log, *before;
   json_t *head, *json;
-  chi_method_editor method, lift;
+  chi_method_editor method, lift, layer[kLayers];
   chi_editor editor[kEditors];
   const chi_editor *list[kEditors];
-  chi_edits_sum sum[kEditors];
+  chi_edits_row row[kEditors];
+  chi_edits_table *table;
+  char name[kLayers][64];
   size_t n;
 } work;
 
@@ -58,6 +69,22 @@ static void add_editor(work *w, const char *name, const chi_method_editor *ud,
   w->n++;
 }
 
+/* An editor for each layer. */
+static int sweep(work *w, chi_err *err) {
+  int lo = 0, hi = -1, used = 0;
+  if (sscanf(w->a->sweep, "%d-%d%n", &lo, &hi, &used) != 2 || w->a->sweep[used] || lo < 0 || hi < lo ||
+      hi - lo >= kLayers)
+    return cli_usage(err, "--sweep is a range of at most %d layers such as 0-11, not '%s'", kLayers, w->a->sweep);
+  if (w->a->e.layer) return cli_usage(err, "--sweep and --layer exclude each other");
+  for (int l = lo; l <= hi; l++) {
+    w->layer[l - lo] = w->method;
+    w->layer[l - lo].edit.layer_lo = w->layer[l - lo].edit.layer_hi = l;
+    snprintf(w->name[l - lo], sizeof w->name[0], "%.40s layer %d", w->a->e.method, l);
+    add_editor(w, w->name[l - lo], &w->layer[l - lo], chi_editor_method);
+  }
+  return 0;
+}
+
 static int make_editors(work *w, chi_err *err) {
   int rc = 0;
   cli_edit_args bias = CLI_EDIT_DEFAULTS;
@@ -66,7 +93,10 @@ static int make_editors(work *w, chi_err *err) {
   if (!none) {
     CHI_TRY(cli_edit_plan_make(&w->plan, &w->a->e, &w->a->c, err));
     w->method = (chi_method_editor){.edit = w->plan.edit, .query = w->plan.query, .mem = w->a->c.mem};
-    add_editor(w, w->a->e.method, &w->method, chi_editor_method);
+    if (w->a->sweep)
+      CHI_TRY(sweep(w, err));
+    else
+      add_editor(w, w->a->e.method, &w->method, chi_editor_method);
   }
   if (none || w->a->baselines) add_editor(w, "none", NULL, chi_editor_none);
   if (!none && w->a->baselines) {
@@ -99,6 +129,10 @@ static int make_head(work *w, chi_err *err) {
   json_object_set_new(w->head, "seed", json_integer((json_int_t)w->a->e.seed));
   json_object_set_new(w->head, "moments", json_string(w->a->e.moments ? w->a->e.moments : "identity"));
   json_object_set_new(w->head, "template", json_string(w->a->c.raw ? "(raw)" : w->a->c.tmpl ? w->a->c.tmpl : ""));
+  /* what is not asked for is not there: logs from before the option go on */
+  if (w->a->every > 1) json_object_set_new(w->head, "every", json_integer((json_int_t)w->a->every));
+  if (w->a->probes > 0) json_object_set_new(w->head, "probes", json_integer((json_int_t)w->a->probes));
+  if (w->a->trace) json_object_set_new(w->head, "trace", json_true());
   json_t *applied = json_array();
   for (int i = 0; i < w->a->c.apply.n; i++) {
     char hex[65];
@@ -113,84 +147,48 @@ static int make_head(work *w, chi_err *err) {
   return 0;
 }
 
-/* ---- output ------------------------------------------------------------------------------------- */
-static json_t *est_json(const chi_est *e) {
-  return json_pack("{s:o,s:o,s:o,s:i,s:i}", "value", chi_json_num(e->value), "lo", chi_json_num(e->lo), "hi",
-                   chi_json_num(e->hi), "n", e->n, "clusters", e->clusters);
+/* The log of before: the same set, asked in the same way, of the same model. */
+static int open_before(work *w, chi_err *err) {
+  static const char *const kSame[] = {"chiasm", "set", "model", "template", "applied"};
+  int rc = 0;
+  json_t *head = NULL;
+  if (!w->a->before) return 0;
+  CHI_TRY(chi_jlog_read(&w->before, &head, w->a->before, err));
+  for (size_t i = 0; i < sizeof kSame / sizeof *kSame; i++)
+    if (!json_equal(json_object_get(head, kSame[i]), json_object_get(w->head, kSame[i]))) {
+      rc = chi_fail(err, CHI_ERR_ARG, "--before %s: its '%s' is another", w->a->before, kSame[i]);
+      break;
+    }
+out:
+  json_decref(head);
+  return rc;
 }
 
+/* ---- output ------------------------------------------------------------------------------------- */
 static int make_json(work *w, chi_err *err) {
   int rc = 0;
-  char buf[64];
   chi_provenance prov;
-  json_t *rows = json_array();
+  json_t *rows = NULL;
   CHI_TRY(cli_provenance(&prov, w->c, w->m, NULL, NULL, err));
   prov.data_hash = w->set.hash;
   CHI_TRY(chi_report_json(&w->json, "eval edits", &prov, err));
-  for (size_t i = 0; i < w->n; i++) {
-    json_t *o = json_pack("{s:s,s:i,s:i}", "editor", w->editor[i].name, "n", w->sum[i].n, "failed", w->sum[i].failed);
-    for (int c = 0; c < CHI_EDITS_COLUMNS; c++)
-      if (w->sum[i].col[c].n) json_object_set_new(o, chi_edits_column(c, buf), est_json(&w->sum[i].col[c]));
-    json_array_append_new(rows, o);
-  }
+  CHI_TRY(chi_edits_rows_json(&rows, w->table, err));
   json_object_set_new(w->json, "settings", json_incref(w->head));
   json_object_set_new(w->json, "rows", json_incref(rows));
+  if (w->a->sweep) CHI_TRY(chi_edits_curve_json(w->json, w->table, err));
   json_object_set_new(w->json, "items", json_deep_copy(chi_jlog_lines(w->log)));
 out:
   json_decref(rows);
   return rc;
 }
 
-static void cell(chi_table *t, const chi_est *e, double scale) {
-  if (!e->n)
-    chi_table_cell(t, "-");
-  else if (isfinite(e->lo) && scale != 1)
-    chi_table_cell(t, "%.1f (%.0f-%.0f)", scale * e->value, scale * e->lo, scale * e->hi);
-  else
-    chi_table_cell(t, scale != 1 ? "%.1f" : "%.3f", scale * e->value);
-}
-
 static int print_text(work *w, chi_err *err) {
-  static const char *const kMain[] = {
-      "edited by", "n", "target said %", "p(target)", "(a) same q., other pict. %", "(b) same pict., other q. %",
-      "failed"};
-  static const char *const kRest[] = {
-      "edited by",          "paraphrase",      "rendering",      "by name",    "one hop", "reverse",
-      "(c) others by name", "(d) other pict.", "(e) other text", "key cosine", "leak",    "largest leak"};
-  static const int kCols[] = {CHI_PROBE_PARAPHRASE,    CHI_PROBE_RENDERING, CHI_PROBE_TEXT_TWIN,
-                              CHI_PROBE_ONE_HOP,       CHI_PROBE_REVERSE,   CHI_PROBE_SAME_RELATION,
-                              CHI_PROBE_OTHER_PICTURE, CHI_PROBE_OTHER_TEXT};
   int rc = 0;
   chi_str s = {0};
-  chi_table *t = NULL, *u = NULL;
-  CHI_TRY(chi_table_new(&t, kMain, "lrrrrrr", err));
-  CHI_TRY(chi_table_new(&u, kRest, "lrrrrrrrrrrr", err));
-  for (size_t i = 0; i < w->n; i++) {
-    const chi_edits_sum *x = &w->sum[i];
-    chi_table_cell(t, "%s", w->editor[i].name);
-    chi_table_cell(t, "%d", x->n);
-    cell(t, &x->col[CHI_EDITS_RELIABLE], 100);
-    cell(t, &x->col[CHI_EDITS_P], 1);
-    cell(t, &x->col[CHI_EDITS_PROBE + CHI_PROBE_SAME_QUESTION], 100);
-    cell(t, &x->col[CHI_EDITS_PROBE + CHI_PROBE_SAME_PICTURE], 100);
-    chi_table_cell(t, "%d", x->failed);
-    chi_table_cell(u, "%s", w->editor[i].name);
-    for (size_t k = 0; k < sizeof kCols / sizeof *kCols; k++) cell(u, &x->col[CHI_EDITS_PROBE + kCols[k]], 100);
-    for (int c = CHI_EDITS_COSINE; c < CHI_EDITS_COLUMNS; c++) cell(u, &x->col[c], 1);
-  }
-  CHI_TRY(chi_table_text(t, cli_width(), &s, err));
-  chi_str_add(&s, "\n");
-  CHI_TRY(chi_table_text(u, cli_width(), &s, err));
-  chi_str_add(
-      &s,
-      "\nParaphrase to reverse: the answer that follows from the edit is said. (a) to (e): the answer stays as it\n"
-      "was. In brackets: 95 % by bootstrap over entities. Leak: share of the change that another picture's key\n"
-      "receives, in size.\n");
+  CHI_TRY(chi_edits_text(w->table, cli_width(), &s, err));
   if (w->a->out) chi_str_addf(&s, "wrote %s\n", w->a->out);
   CHI_TRY(cli_print(&s, err));
 out:
-  chi_table_free(t);
-  chi_table_free(u);
   chi_str_free(&s);
   return rc;
 }
@@ -200,19 +198,28 @@ static int run(cli *c, void *v, chi_err *err) {
   work w = {.c = c, .a = v};
   const args *a = v;
   CHI_TRY(make_editors(&w, err));
-  CHI_TRY(chi_edit_set_load(&w.set, c->pos[0], strcmp(a->split, "all") == 0 ? NULL : a->split, (size_t)a->limit, err));
+  size_t limit = a->every > 1 ? 0 : (size_t)a->limit;
+  CHI_TRY(chi_edit_set_load(&w.set, c->pos[0], strcmp(a->split, "all") == 0 ? NULL : a->split, limit, err));
+  chi_edit_set_thin(&w.set, (size_t)a->every, (size_t)a->limit);
   CHI_TRY(cli_open_model(&w.m, c, a->model, err));
   CHI_TRY(chi_model_hash(w.m, err));
   CHI_TRY(make_head(&w, err));
+  CHI_TRY(open_before(&w, err));
   CHI_TRY(chi_jlog_open(&w.log, a->out, w.head, err));
   chi_edits_opts o = {.editor = w.list,
                       .n_editors = w.n,
                       .tmpl = a->c.tmpl,
                       .raw = a->c.raw,
                       .others = (int)a->others,
+                      .per_kind = (int)a->probes,
+                      .trace = a->trace,
+                      .before = w.before,
                       .mem = a->c.mem};
   CHI_TRY(chi_edits_run(w.log, w.m, &w.set, &o, err));
-  for (size_t i = 0; i < w.n; i++) CHI_TRY(chi_edits_sums(&w.sum[i], w.log, &w.set, w.editor[i].name, err));
+  for (size_t i = 0; i < w.n; i++)
+    w.row[i] = (chi_edits_row){.name = w.editor[i].name, .log = w.log, .editor = w.editor[i].name};
+  chi_edits_table_opts to = {.reference = -1, .curve = a->sweep != NULL};
+  CHI_TRY(chi_edits_table_make(&w.table, w.row, (int)w.n, &w.set, &to, err));
   if (a->c.json) {
     CHI_TRY(make_json(&w, err));
     CHI_TRY(cli_print_json(w.json, err));
@@ -222,6 +229,8 @@ static int run(cli *c, void *v, chi_err *err) {
 out:
   json_decref(w.json);
   json_decref(w.head);
+  chi_edits_table_free(w.table);
+  chi_jlog_close(w.before);
   chi_jlog_close(w.log);
   chi_edit_set_free(&w.set);
   cli_edit_plan_free(&w.plan);

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "eval/asks.h"
-#include "eval/edits.h"
+#include "eval/edits_table.h"
 #include "support/support.h"
 #include "sweep/generate.h"
 
@@ -181,13 +181,16 @@ static void test_counts(void **state) {
   /* no edit: nothing moves, whatever is asked */
   assert_true(of(no, "p_target", NULL, NULL) == of(no, "p_before", NULL, NULL));
   assert_true(of(no, "probes", "other_text", "kept") == 2 && of(no, "probes", "same_question", "kept") == 1);
-  chi_edits_sum sum;
-  assert_works(chi_edits_sums(&sum, log, &r.set, "none", err));
-  assert_true(sum.n == 3 && sum.failed == 0 && sum.col[CHI_EDITS_PROBE + CHI_PROBE_OTHER_TEXT].value == 1);
-  assert_true(sum.col[CHI_EDITS_RELIABLE].value == 0 && sum.col[CHI_EDITS_PROBE + CHI_PROBE_REVERSE].n == 0);
+  chi_edits_row row[2] = {{"none", log, "none"}, {"multedit", log, "multedit"}};
+  chi_edits_table *sum = NULL;
+  chi_edits_table_opts to = {.reference = -1, .boot = {.draws = 100}};
+  assert_works(chi_edits_table_make(&sum, row, 2, &r.set, &to, err));
+  const chi_edits_stat *col = sum->stat;
+  assert_true(sum->n[0] == 3 && sum->failed[0] == 0 && col[CHI_EDITS_PROBE + CHI_PROBE_OTHER_TEXT].mean.value == 1);
+  assert_true(col[CHI_EDITS_RELIABLE].mean.value == 0 && col[CHI_EDITS_PROBE + CHI_PROBE_REVERSE].mean.n == 0);
   /* the third request brackets nothing: a failed edit, counted, and the run goes on */
-  assert_works(chi_edits_sums(&sum, log, &r.set, "multedit", err));
-  assert_true(sum.n == 3 && sum.failed == 1);
+  assert_true(sum->n[1] == 3 && sum->failed[1] == 1);
+  chi_edits_table_free(sum);
   const char *reason = json_string_value(json_object_get(chi_jlog_find(log, "multedit|c"), "reason"));
   assert_non_null(reason);
   assert_non_null(strstr(reason, "brackets no words"));
@@ -255,6 +258,80 @@ static void test_raw(void **state) {
   free_rig(&r);
 }
 
+/* What was said before may come from another log: the same lines, nothing asked again. Fewer probes of a kind. */
+static void test_before(void **state) {
+  (void)state;
+  rig r;
+  chi_jlog *first = NULL, *log = NULL;
+  json_t *head = json_pack("{s:s}", "run", "before");
+  make_rig(&r);
+  r.h.steps = 3;
+  r.o.n_editors = 2;
+  assert_works(chi_jlog_open(&first, NULL, head, err));
+  assert_works(chi_edits_run(first, r.m, &r.set, &r.o, err));
+  r.o.before = first;
+  assert_works(chi_jlog_open(&log, NULL, head, err));
+  assert_works(chi_edits_run(log, r.m, &r.set, &r.o, err));
+  assert_true(json_equal(chi_jlog_lines(first), chi_jlog_lines(log)));
+  chi_jlog_close(log);
+  /* proof that it was read: an answer that the model never gave */
+  json_t *line = json_array_get(chi_jlog_lines(first), 0);
+  json_t *said = json_object_get(json_object_get(json_object_get(line, "probes"), "same_question"), "said");
+  for (size_t i = 0; i < 2; i++) {
+    json_t *l = json_array_get(chi_jlog_lines(first), i);
+    said = json_object_get(json_object_get(json_object_get(l, "probes"), "same_question"), "said");
+    json_array_set_new(json_array_get(said, 0), 0, json_string("never"));
+  }
+  r.o.per_kind = 1;
+  assert_works(chi_jlog_open(&log, NULL, head, err));
+  assert_works(chi_edits_run(log, r.m, &r.set, &r.o, err));
+  assert_true(of(chi_jlog_find(log, "multedit|a"), "probes", "same_question", "kept") == 0);
+  assert_true(of(chi_jlog_find(log, "multedit|a"), "probes", "other_text", "n") == 1);
+  chi_jlog_close(log);
+  chi_jlog_close(first);
+  json_decref(head);
+  free_rig(&r);
+}
+
+/* The effect at the cell that is edited, beside the map that it is taken from. */
+static void test_trace(void **state) {
+  (void)state;
+  rig r;
+  chi_jlog *log = NULL;
+  json_t *head = json_pack("{s:s}", "run", "trace");
+  make_rig(&r);
+  r.h.steps = 2;
+  r.o.n_editors = 1, r.o.trace = true;
+  chi_edit_item *it = &r.set.item[0];
+  chi_edit_ask two[2] = {it->probe[CHI_PROBE_SAME_QUESTION][0], it->probe[CHI_PROBE_SAME_QUESTION][0]};
+  two[1].image = it->image;
+  it->probe[CHI_PROBE_SAME_QUESTION] = two, it->n_probe[CHI_PROBE_SAME_QUESTION] = 2;
+  assert_works(chi_jlog_open(&log, NULL, head, err));
+  assert_works(chi_edits_run(log, r.m, &r.set, &r.o, err));
+  const json_t *line = chi_jlog_find(log, "multedit|a");
+  chi_prompt *p = NULL;
+  chi_edit_map map;
+  chi_located top;
+  const char *pictures[2] = {two[0].image, two[1].image};
+  assert_works(chi_prompt_make(
+      &p, r.m, &(chi_prompt_opts){.image = it->image, .question = "What is the capital of this country?"}, err));
+  assert_works(chi_edit_map_make(&map, r.m, p, pictures, 2, 0, err));
+  const chi_edit_cell *c = chi_edit_map_at(&map, 0, p->n_rows - 1);
+  assert_non_null(c);
+  assert_true(c->own != 0);
+  assert_true(fabs(of(line, "trace", "own", NULL) - c->own) < 1e-12);
+  assert_true(fabs(of(line, "trace", "corrected", NULL) - c->corrected) < 1e-12);
+  assert_works(chi_edit_strongest(&top, &map, -1, -1, err));
+  assert_true(of(line, "trace", "top_row", NULL) == top.row && of(line, "trace", "top_layer", NULL) == top.layer);
+  assert_null(chi_edit_map_at(&map, map.n_layers, p->n_rows - 1));
+  assert_null(json_object_get(chi_jlog_find(log, "multedit|b"), "trace")); /* no picture */
+  chi_edit_map_free(&map);
+  chi_prompt_free(p);
+  chi_jlog_close(log);
+  json_decref(head);
+  free_rig(&r);
+}
+
 static int stop_later(void *ud, const char *what, int64_t done, int64_t total) {
   (void)total;
   return strcmp(what, "editing and asking") == 0 && done == *(int *)ud;
@@ -302,10 +379,8 @@ static void test_resume(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_reading),
-      cmocka_unit_test(test_counts),
-      cmocka_unit_test(test_raw),
-      cmocka_unit_test(test_resume),
+      cmocka_unit_test(test_reading), cmocka_unit_test(test_counts), cmocka_unit_test(test_raw),
+      cmocka_unit_test(test_before),  cmocka_unit_test(test_trace),  cmocka_unit_test(test_resume),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

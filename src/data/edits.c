@@ -157,6 +157,12 @@ out:
   return rc;
 }
 
+void chi_edit_set_thin(chi_edit_set *s, size_t k, size_t limit) {
+  size_t n = 0;
+  for (size_t i = 0; i < s->n && (limit == 0 || n < limit); i += k ? k : 1) s->item[n++] = s->item[i];
+  s->n = n;
+}
+
 void chi_edit_set_free(chi_edit_set *s) {
   chi_free(s->item);
   chi_arena_free(&s->arena);

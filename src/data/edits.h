@@ -45,6 +45,8 @@ typedef struct chi_edit_set {
 /* Every line is checked: JSON, required fields, types, duplicate ids. Errors name file, line and field; unknown fields are
  * allowed, unknown kinds of probes are not. split: only its items, NULL = all. limit: at most this many, 0 = all. */
 int chi_edit_set_load(chi_edit_set *out, const char *path, const char *split, size_t limit, chi_err *err);
+/* Keeps every k-th item, the first one first, and of these at most `limit` (0 = all). */
+void chi_edit_set_thin(chi_edit_set *s, size_t k, size_t limit);
 void chi_edit_set_free(chi_edit_set *s);
 
 #endif

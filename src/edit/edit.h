@@ -146,9 +146,25 @@ typedef struct chi_query {
 int chi_query_make(chi_query **out, const chi_model *m, const chi_query_opts *o, chi_err *err);
 void chi_query_free(chi_query *a);
 
-/* Where a picture's fact is read: the row and layer whose MLP output, put back into a run about another picture, raises
- * the clean answer most, less what the same row of a third picture's run does (donor control). Pictures are taken in
- * pairs, corruption and donor, and effects averaged. layers [lo, hi], -1 = all. Needs a picture and two others. */
+/* Where a picture's fact is read, by tracing under picture swap: every MLP output is put back, row by row and layer by
+ * layer, into a run about another picture (own), and once from a third picture's run; `corrected` is own less that (donor
+ * control). Mean rise of p of the clean answer's first token, and of its log. Pictures are taken in pairs, corruption and
+ * donor, at most four; effects are means over pairs. Needs a picture and two others. */
+typedef struct chi_edit_cell {
+  double own, corrected, own_log, corrected_log;
+} chi_edit_cell;
+typedef struct chi_edit_map {
+  int n_layers, n_rows, pairs;
+  int32_t *rows;       /* [n_rows] of the prompt: those from the last picture row on */
+  chi_edit_cell *cell; /* [n_layers][n_rows] */
+} chi_edit_map;
+int chi_edit_map_make(chi_edit_map *out, const chi_model *m, const chi_prompt *p, const char *const *pictures, size_t n,
+                      size_t mem, chi_err *err); /* caller: chi_edit_map_free */
+void chi_edit_map_free(chi_edit_map *map);
+/* NULL where the map has no such cell. */
+const chi_edit_cell *chi_edit_map_at(const chi_edit_map *map, int layer, int32_t row);
+
+/* The cell whose corrected effect is largest. layers [lo, hi], -1 = all. */
 typedef struct chi_located {
   int32_t row;
   int layer;
@@ -156,6 +172,8 @@ typedef struct chi_located {
   bool in_logp;       /* no cell raised p by 0.01 */
   int pairs;
 } chi_located;
+int chi_edit_strongest(chi_located *out, const chi_edit_map *map, int lo, int hi, chi_err *err);
+/* Both at once. */
 int chi_edit_locate(chi_located *out, const chi_model *m, const chi_prompt *p, const char *const *pictures, size_t n,
                     int lo, int hi, size_t mem, chi_err *err);
 

@@ -6,9 +6,7 @@
 #include <string.h>
 
 #include "eval/asks.h"
-#include "sweep/run.h"
-
-enum { kOthers = 50, kKeyBatch = 16 };
+#include "eval/edits_keys.h"
 
 /* ---- editors ---------------------------------------------------------------------------------------------------- */
 int chi_editor_none(const chi_editor *e, chi_editor_note *note, chi_model *m, const chi_edit_set *set, size_t item,
@@ -30,9 +28,9 @@ out:
   return rc;
 }
 
-/* Row and layer by tracing; the pictures are those of the same question's probes. */
-static int locate(chi_located *at, char where[32], const chi_method_editor *e, chi_model *m, const chi_edit_item *it,
-                  chi_err *err) {
+/* Where tracing finds the fact; the pictures are those of the same question's probes. */
+static int trace(chi_edit_map *map, int *n_rows, const chi_method_editor *e, const chi_model *m,
+                 const chi_edit_item *it, chi_err *err) {
   int rc = 0;
   chi_prompt *p = NULL;
   const chi_edit_ask *a = it->probe[CHI_PROBE_SAME_QUESTION];
@@ -42,11 +40,24 @@ static int locate(chi_located *at, char where[32], const chi_method_editor *e, c
   for (size_t i = 0; i < count; i++)
     if (a[i].image) pictures[n++] = a[i].image;
   CHI_TRY(request_prompt(&p, e, m, it, err));
-  CHI_TRY(chi_edit_locate(at, m, p, pictures, n, -1, -1, e->mem, err));
-  snprintf(where, 32, "row:%d", at->row - p->n_rows);
+  CHI_TRY(chi_edit_map_make(map, m, p, pictures, n, e->mem, err));
+  *n_rows = p->n_rows;
 out:
   chi_prompt_free(p);
   chi_free(pictures);
+  return rc;
+}
+
+/* Row and layer by tracing. */
+static int locate(chi_located *at, char where[32], const chi_method_editor *e, chi_model *m, const chi_edit_item *it,
+                  chi_err *err) {
+  int rc = 0, n_rows = 0;
+  chi_edit_map map = {0};
+  CHI_TRY(trace(&map, &n_rows, e, m, it, err));
+  CHI_TRY(chi_edit_strongest(at, &map, -1, -1, err));
+  snprintf(where, 32, "row:%d", at->row - n_rows);
+out:
+  chi_edit_map_free(&map);
   return rc;
 }
 
@@ -148,15 +159,23 @@ typedef struct work {
   size_t n;
   bool asked; /* before is there */
   chi_edit_probe p_before;
+  chi_edit_map map; /* cell NULL: not made yet */
   chi_arena arena;
+  json_t *known; /* o->before: item -> line; NULL = none */
 } work;
+
+static size_t probes_of(const work *w, int kind) {
+  size_t n = w->it->n_probe[kind], most = (size_t)w->o->per_kind;
+  return most && n > most ? most : n;
+}
 
 static int gather(work *w, const chi_edit_item *it, chi_err *err) {
   size_t n = 1, i = 0;
   chi_arena_free(&w->arena);
+  chi_edit_map_free(&w->map);
   w->it = it;
   w->asked = false;
-  for (int k = 0; k < CHI_PROBES; k++) n += it->n_probe[k];
+  for (int k = 0; k < CHI_PROBES; k++) n += probes_of(w, k);
   w->n = n;
   w->ask = chi_arena_array(&w->arena, n, sizeof *w->ask, err);
   w->before = chi_arena_array(&w->arena, n, sizeof *w->before, err);
@@ -164,7 +183,7 @@ static int gather(work *w, const chi_edit_item *it, chi_err *err) {
   if (!w->ask || !w->before || !w->after) return CHI_ERR_MEMORY;
   w->ask[i++] = (chi_ask){.image = it->image, .question = it->question, .expect = it->target, .name = it->id};
   for (int k = 0; k < CHI_PROBES; k++)
-    for (size_t j = 0; j < it->n_probe[k]; j++) {
+    for (size_t j = 0; j < probes_of(w, k); j++) {
       const chi_edit_ask *a = &it->probe[k][j];
       w->ask[i++] = (chi_ask){.image = a->image, .question = a->question, .expect = a->answer, .name = it->id};
     }
@@ -208,97 +227,60 @@ out:
   return rc;
 }
 
-/* ---- keys of other pictures --------------------------------------------------------------------- */
-typedef struct key_job {
-  float *key; /* [n][f] */
-} key_job;
-static int on_key(void *ud, int capture, int32_t i, const float *x, int64_t n) {
-  (void)i;
-  memcpy(((key_job *)ud)->key + capture * n, x, (size_t)n * sizeof *x);
+/* ---- answers of before, from another log ----------------------------------------------------------- */
+static int index_before(work *w, chi_err *err) {
+  size_t i;
+  json_t *line;
+  if (!w->o->before) return 0;
+  if (!(w->known = json_object())) return chi_fail(err, CHI_ERR_MEMORY, "out of memory");
+  json_array_foreach(chi_jlog_lines(w->o->before), i, line) {
+    const char *item = json_string_value(json_object_get(line, "item"));
+    if (item && json_object_set(w->known, item, line)) return chi_fail(err, CHI_ERR_MEMORY, "out of memory");
+  }
   return 0;
 }
 
-/* Keys of a layer at one row of prompts that differ in the picture only. */
-static int keys_of(work *w, const char *const *picture, size_t n, int32_t row, int layer, float *key, chi_err *err) {
-  int rc = 0, root, id;
-  chi_prompt *p[kKeyBatch] = {NULL};
-  chi_input in[kKeyBatch];
-  chi_plan *plan = NULL;
-  int64_t f = w->m->net.decoder.spec.ffn;
-  for (size_t at = 0; at < n; at += kKeyBatch) {
-    size_t k = n - at < kKeyBatch ? n - at : kKeyBatch;
-    CHI_TRY(chi_plan_new(&plan, err));
-    for (size_t i = 0; i < k; i++) {
-      chi_prompt_opts o = {.image = picture[at + i], .question = w->it->question, .tmpl = w->o->tmpl, .raw = w->o->raw};
-      CHI_TRY(chi_prompt_make(&p[i], w->m, &o, err));
-      in[i] = chi_prompt_input(p[i]);
-      CHI_TRY(chi_plan_root(plan, &in[i], &root, err));
-      chi_capture c = {
-          .branch = root, .stack = CHI_DECODER, .site = CHI_SITE_MLP_ACT, .layer = layer, .rows = &row, .n_rows = 1};
-      CHI_TRY(chi_plan_capture(plan, &c, &id, err));
-    }
-    key_job j = {key + (int64_t)at * f};
-    chi_run_opts o = {.on_capture = on_key, .ud = &j, .mem = w->o->mem};
-    CHI_TRY(chi_run_plan(&w->m->net, plan, &o, err));
-    chi_plan_free(plan);
-    plan = NULL;
-    for (size_t i = 0; i < k; i++) {
-      chi_prompt_free(p[i]);
-      p[i] = NULL;
-    }
-  }
-out:
-  chi_plan_free(plan);
-  for (size_t i = 0; i < kKeyBatch; i++) chi_prompt_free(p[i]);
-  return rc;
+/* A reply as chi_asks_run would give it; false where the log's text may have been cut. */
+static bool reply_of(chi_reply *r, const json_t *said, const char *expect) {
+  const char *s = json_string_value(said);
+  if (!s || strlen(s) + 4 >= sizeof r->said) return false;
+  snprintf(r->said, sizeof r->said, "%s", s);
+  r->right = chi_streq(s, expect);
+  return true;
 }
 
-/* Pictures of other entities: the item's own probes first, then the next items' requests. */
-static size_t other_pictures(const work *w, const char **out, size_t want) {
-  size_t n = 0, own = (size_t)(w->it - w->set->item);
-  const chi_edit_item *it = w->it;
-  for (size_t i = 0; i < it->n_probe[CHI_PROBE_SAME_QUESTION] && n < want; i++)
-    if (it->probe[CHI_PROBE_SAME_QUESTION][i].image) out[n++] = it->probe[CHI_PROBE_SAME_QUESTION][i].image;
-  for (size_t i = 1; i < w->set->n && n < want; i++) {
-    const chi_edit_item *x = &w->set->item[(own + i) % w->set->n];
-    bool there = !x->image || (*it->entity && strcmp(x->entity, it->entity) == 0) || chi_streq(x->image, it->image);
-    for (size_t k = 0; k < n && !there; k++) there = strcmp(out[k], x->image) == 0;
-    if (!there) out[n++] = x->image;
+/* Takes everything that was said before the edit from the log; false: it has to be asked. */
+static bool known_before(work *w) {
+  const json_t *line = w->known ? json_object_get(w->known, w->it->id) : NULL, *p = json_object_get(line, "p_before"),
+               *probes = json_object_get(line, "probes");
+  size_t i = 1;
+  if (w->o->raw || !json_is_number(p) || !reply_of(&w->before[0], json_object_get(line, "said_before"), w->it->target))
+    return false;
+  for (int k = 0; k < CHI_PROBES; k++) {
+    const json_t *said = json_object_get(json_object_get(probes, chi_probe_get((chi_probe_kind)k)->name), "said");
+    for (size_t j = 0; j < probes_of(w, k); j++, i++)
+      if (!reply_of(&w->before[i], json_array_get(json_array_get(said, j), 0), w->ask[i].expect)) return false;
   }
-  return n;
+  w->p_before.p = json_number_value(p);
+  return true;
 }
 
-/* Cosine and leak of the edit's key, on the base's weights. */
-static int compare_keys(work *w, const chi_editor_note *note, json_t **out, chi_err *err) {
-  int rc = 0;
-  size_t want = (size_t)(w->o->others > 0 ? w->o->others : kOthers), n;
-  int64_t f = w->m->net.decoder.spec.ffn;
-  const char **picture = chi_calloc(want + 1, sizeof *picture, err);
-  float *key = chi_calloc((size_t)f * (want + 1), sizeof *key, err);
-  CHI_TRY(picture && key ? 0 : CHI_ERR_MEMORY);
-  picture[0] = w->it->image;
-  n = other_pictures(w, picture + 1, want);
-  CHI_TRY(keys_of(w, picture, n + 1, note->row, note->layer, key, err));
-  double c = 0, c_max = 0, leak = 0, leak_max = 0, kk = chi_dot64(key, key, f);
-  bool leaks = true;
-  for (size_t i = 1; i <= n; i++) {
-    const float *o = key + (int64_t)i * f;
-    double ko = chi_dot64(key, o, f), oo = chi_dot64(o, o, f), cos = kk > 0 && oo > 0 ? ko / sqrt(kk * oo) : 0,
-           l = fabs(chi_edit_leak(note->delta, note->layer, note->lambda, key, o));
-    c += cos / (double)n;
-    if (cos > c_max || i == 1) c_max = cos;
-    leaks = leaks && isfinite(l);
-    leak += l / (double)n;
-    if (l > leak_max) leak_max = l;
-  }
-  if (n) *out = json_pack("{s:I,s:f,s:f}", "pictures", (json_int_t)n, "cosine_mean", c, "cosine_max", c_max);
-  if (n && leaks && *out) {
-    json_object_set_new(*out, "leak_mean", json_real(leak));
-    json_object_set_new(*out, "leak_max", json_real(leak_max));
-  }
+/* ---- tracing ---------------------------------------------------------------------------------------- */
+/* The effect at the cell that was edited, and the largest one anywhere; nothing where nothing can be traced. */
+static int trace_cell(work *w, const chi_editor *e, const chi_editor_note *note, json_t **out, chi_err *err) {
+  int rc = 0, n_rows = 0;
+  chi_located top;
+  if (!w->o->trace || (e->edit != chi_editor_method && e->edit != chi_editor_random) || note->row < 0 ||
+      note->layer < 0 || !w->it->image)
+    return 0;
+  if (w->it->n_probe[CHI_PROBE_SAME_QUESTION] < 2) return 0;
+  if (!w->map.cell) CHI_TRY(trace(&w->map, &n_rows, e->ud, w->m, w->it, err));
+  const chi_edit_cell *c = chi_edit_map_at(&w->map, note->layer, note->row);
+  CHI_TRY(chi_edit_strongest(&top, &w->map, -1, -1, err));
+  if (c)
+    *out = json_pack("{s:f,s:f,s:f,s:f,s:i,s:i,s:f}", "own", c->own, "corrected", c->corrected, "own_log", c->own_log,
+                     "corrected_log", c->corrected_log, "top_row", top.row, "top_layer", top.layer, "top", top.effect);
 out:
-  chi_free(picture);
-  chi_free(key);
   return rc;
 }
 
@@ -317,7 +299,7 @@ static json_t *probes_json(const work *w) {
   json_t *out = json_object();
   size_t i = 1;
   for (int k = 0; k < CHI_PROBES; k++) {
-    int kept = 0, right = 0, was = 0, n = (int)w->it->n_probe[k];
+    int kept = 0, right = 0, was = 0, n = (int)probes_of(w, k);
     json_t *said = json_array();
     for (int j = 0; j < n; j++, i++) {
       bool same = strcmp(w->before[i].said, w->after[i].said) == 0;
@@ -336,15 +318,16 @@ static json_t *probes_json(const work *w) {
   return out;
 }
 
-static void line_id(char *buf, size_t cap, const char *editor, const char *item) {
+const char *chi_edits_line_id(char *buf, size_t cap, const char *editor, const char *item) {
   snprintf(buf, cap, "%s|%s", editor, item);
+  return buf;
 }
 
 static int add_line(work *w, const chi_editor *e, const chi_editor_note *note, const chi_edit_probe *p, json_t *key,
-                    const char *problem, chi_err *err) {
+                    json_t *cell, const char *problem, chi_err *err) {
   int rc = 0, bad;
   char id[1024];
-  line_id(id, sizeof id, e->name, w->it->id);
+  chi_edits_line_id(id, sizeof id, e->name, w->it->id);
   json_t *j =
       json_pack("{s:s,s:s,s:s,s:s,s:o,s:o,s:o,s:o,s:b}", "id", id, "editor", e->name, "item", w->it->id, "status",
                 problem ? "failed" : "ok", "p_before", num(w->p_before.p), "p_target", num(p->p), "said_before",
@@ -357,6 +340,7 @@ static int add_line(work *w, const chi_editor *e, const chi_editor_note *note, c
                                json_pack("{s:i,s:i,s:i,s:o,s:o}", "row", note->row, "layer", note->layer, "steps",
                                          note->steps, "loss", num(note->loss), "delta_norm", num(note->delta_norm)));
   if (j && key) bad |= json_object_set(j, "key", key);
+  if (j && cell) bad |= json_object_set(j, "trace", cell);
   rc = bad ? chi_fail(err, CHI_ERR_MEMORY, "out of memory") : chi_jlog_add(w->log, j, err);
   json_decref(j);
   return rc;
@@ -371,7 +355,7 @@ static int one_edit(work *w, const chi_editor *e, chi_err *err) {
       .row = -1, .layer = -1, .steps = 0, .loss = NAN, .delta_norm = NAN, .lambda = NAN, .delta = NULL};
   chi_edit_probe p = w->p_before;
   chi_undo undo = {0};
-  json_t *key = NULL;
+  json_t *key = NULL, *cell = NULL;
   chi_err why = {0};
   rc = e->edit(e, &note, w->m, w->set, (size_t)(w->it - w->set->item), &why);
   if (rc && ends_run(rc)) {
@@ -380,18 +364,21 @@ static int one_edit(work *w, const chi_editor *e, chi_err *err) {
   }
   if (rc || (!note.delta && !note.context)) { /* nothing changed: what was said is said again */
     memcpy(w->after, w->before, w->n * sizeof *w->after);
-    rc = add_line(w, e, &note, &p, NULL, rc ? why.text : NULL, err);
+    rc = add_line(w, e, &note, &p, NULL, NULL, rc ? why.text : NULL, err);
     goto out;
   }
-  if (note.delta && note.row >= 0 && w->it->image) CHI_TRY(compare_keys(w, &note, &key, err));
+  chi_key_job kj = {.m = w->m, .set = w->set, .item = (size_t)(w->it - w->set->item), .o = w->o, .note = &note};
+  if (note.delta && note.row >= 0 && w->it->image) CHI_TRY(chi_edits_keys(&key, &kj, err));
+  CHI_TRY(trace_cell(w, e, &note, &cell, err));
   if (note.delta) CHI_TRY(chi_delta_apply(note.delta, w->m, &undo, err));
   CHI_TRY(ask_all(w, note.context, w->after, &p, err));
-  CHI_TRY(add_line(w, e, &note, &p, key, NULL, err));
+  CHI_TRY(add_line(w, e, &note, &p, key, cell, NULL, err));
 out:
   chi_delta_undo(&undo);
   chi_delta_free(note.delta);
   chi_free(note.context);
   json_decref(key);
+  json_decref(cell);
   return rc;
 }
 
@@ -400,13 +387,14 @@ int chi_edits_run(chi_jlog *log, chi_model *m, const chi_edit_set *set, const ch
   char id[1024];
   work w = {.log = log, .m = m, .set = set, .o = o};
   int64_t total = (int64_t)(set->n * o->n_editors), done = 0;
+  CHI_TRY(index_before(&w, err));
   for (size_t i = 0; i < set->n; i++) {
     CHI_TRY(gather(&w, &set->item[i], err));
     for (size_t k = 0; k < o->n_editors; k++, done++) {
       CHI_TRY(chi_progress("editing and asking", done, total, err));
-      line_id(id, sizeof id, o->editor[k]->name, set->item[i].id);
+      chi_edits_line_id(id, sizeof id, o->editor[k]->name, set->item[i].id);
       if (chi_jlog_find(log, id)) continue;
-      if (!w.asked) CHI_TRY(ask_all(&w, NULL, w.before, &w.p_before, err));
+      if (!w.asked && !known_before(&w)) CHI_TRY(ask_all(&w, NULL, w.before, &w.p_before, err));
       w.asked = true;
       CHI_TRY(one_edit(&w, o->editor[k], err));
     }
@@ -414,68 +402,7 @@ int chi_edits_run(chi_jlog *log, chi_model *m, const chi_edit_set *set, const ch
   CHI_TRY(chi_progress("editing and asking", total, total, err));
 out:
   chi_arena_free(&w.arena);
-  return rc;
-}
-
-/* ---- sums --------------------------------------------------------------------------------------- */
-const char *chi_edits_column(int c, char buf[64]) {
-  static const char *const last[] = {"key_cosine", "leak_share", "leak_share_max"};
-  if (c == CHI_EDITS_RELIABLE) return "reliability";
-  if (c == CHI_EDITS_P) return "p_target";
-  if (c >= CHI_EDITS_COSINE) return last[c - CHI_EDITS_COSINE];
-  bool right = c >= CHI_EDITS_RIGHT;
-  const char *name = chi_probe_get((chi_probe_kind)(c - (right ? CHI_EDITS_RIGHT : CHI_EDITS_PROBE)))->name;
-  snprintf(buf, 64, "%s%s", right ? "right." : "", name);
-  return buf;
-}
-
-static double share(const json_t *line, int kind, const char *key) {
-  const json_t *p = json_object_get(json_object_get(line, "probes"), chi_probe_get((chi_probe_kind)kind)->name);
-  double n = json_number_value(json_object_get(p, "n"));
-  return n > 0 ? json_number_value(json_object_get(p, key)) / n : NAN;
-}
-
-static double real(const json_t *o, const char *key) {
-  const json_t *v = json_object_get(o, key);
-  return json_is_number(v) ? json_number_value(v) : NAN;
-}
-
-static double column_of(const json_t *line, int c) {
-  const json_t *key = json_object_get(line, "key");
-  if (c == CHI_EDITS_RELIABLE) return json_is_true(json_object_get(line, "reliable")) ? 1 : 0;
-  if (c == CHI_EDITS_P) return real(line, "p_target");
-  if (c == CHI_EDITS_COSINE) return real(key, "cosine_mean");
-  if (c == CHI_EDITS_LEAK) return real(key, "leak_mean");
-  if (c == CHI_EDITS_LEAK_MAX) return real(key, "leak_max");
-  if (c >= CHI_EDITS_RIGHT) return share(line, c - CHI_EDITS_RIGHT, "right");
-  return share(line, c - CHI_EDITS_PROBE, "kept");
-}
-
-int chi_edits_sums(chi_edits_sum *out, const chi_jlog *log, const chi_edit_set *set, const char *editor, chi_err *err) {
-  int rc = 0;
-  char id[1024];
-  chi_clusters clusters = {0};
-  const char **name = chi_calloc(set->n + 1, sizeof *name, err);
-  double *x = chi_calloc(set->n + 1, sizeof *x, err);
-  memset(out, 0, sizeof *out);
-  CHI_TRY(name && x ? 0 : CHI_ERR_MEMORY);
-  for (size_t i = 0; i < set->n; i++) name[i] = *set->item[i].entity ? set->item[i].entity : set->item[i].unit;
-  CHI_TRY(chi_clusters_make(&clusters, name, (int32_t)set->n, err));
-  for (int c = 0; c < CHI_EDITS_COLUMNS; c++) {
-    for (size_t i = 0; i < set->n; i++) {
-      line_id(id, sizeof id, editor, set->item[i].id);
-      const json_t *line = chi_jlog_find(log, id);
-      x[i] = line ? column_of(line, c) : NAN;
-      if (c) continue;
-      out->n += line != NULL;
-      out->failed += line && chi_streq(json_string_value(json_object_get(line, "status")), "failed");
-    }
-    chi_boot_opts bo = {.draws = 2000};
-    CHI_TRY(chi_boot_mean(&out->col[c], &clusters, x, NULL, &bo, err));
-  }
-out:
-  chi_clusters_free(&clusters);
-  chi_free(name);
-  chi_free(x);
+  chi_edit_map_free(&w.map);
+  json_decref(w.known);
   return rc;
 }

@@ -8,7 +8,6 @@
 
 #include "data/edits.h"
 #include "edit/edit.h"
-#include "eval/stats.h"
 #include "file/jlog.h"
 
 /* What edits: a method of methods.def with its settings, or anything that changes a model, or what stands before its
@@ -49,6 +48,10 @@ typedef struct chi_edits_opts {
   bool raw;   /* as in chi_ask_opts */
   int others; /* pictures of other items whose keys are compared; 0 = 50 */
   int max_new;
+  int per_kind; /* probes of each kind at most, the first ones; 0 = all */
+  bool trace;   /* also the effect of tracing under picture swap at the edited cell (edit.h, chi_edit_map), where the item
+                   has two probes "same_question" with pictures */
+  const chi_jlog *before; /* another log of this set and model: what was said before the edits is taken from there */
   size_t mem;
 } chi_edits_opts;
 
@@ -56,24 +59,7 @@ typedef struct chi_edits_opts {
  * edit that fails (a loss that is not finite, a target without a token, no constraint) is a line with its reason and
  * counts as no success; it does not end the run. */
 int chi_edits_run(chi_jlog *log, chi_model *m, const chi_edit_set *set, const chi_edits_opts *o, chi_err *err);
-
-/* Columns of a table of one editor; intervals by bootstrap over entities (units where an item names none). */
-enum {
-  CHI_EDITS_RELIABLE,                           /* the target is said */
-  CHI_EDITS_P,                                  /* p of the whole target */
-  CHI_EDITS_PROBE,                              /* + chi_probe_kind: the answer follows, or stays */
-  CHI_EDITS_RIGHT = CHI_EDITS_PROBE + CHI_PROBES, /* + chi_probe_kind: right after the edit */
-  CHI_EDITS_COSINE = CHI_EDITS_RIGHT + CHI_PROBES, /* mean over other pictures */
-  CHI_EDITS_LEAK,                               /* mean of |leak|; next: the largest */
-  CHI_EDITS_LEAK_MAX,
-  CHI_EDITS_COLUMNS
-};
-/* "reliability", "p_target", "paraphrase", ..., "right.paraphrase", ..., "key_cosine", "leak_share", "leak_share_max". */
-const char *chi_edits_column(int column, char buf[64]);
-typedef struct chi_edits_sum {
-  chi_est col[CHI_EDITS_COLUMNS];
-  int n, failed;
-} chi_edits_sum;
-int chi_edits_sums(chi_edits_sum *out, const chi_jlog *log, const chi_edit_set *set, const char *editor, chi_err *err);
+/* The id of an editor's line about an item, in buf. */
+const char *chi_edits_line_id(char *buf, size_t cap, const char *editor, const char *item);
 
 #endif

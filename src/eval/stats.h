@@ -5,6 +5,7 @@
  *   bootstrap   clusters are drawn with replacement, all items of a cluster together; percentile intervals
  *               (Efron & Tibshirani 1993, section 13.3; Field & Welsh 2007 for clusters). Paired: of differences
  *   max-T       sign flips of whole clusters, largest |t| over all cells (Westfall & Young 1993, section 2.5): family-wise p
+ *   swaps       two methods exchanged for whole clusters: p of any difference between them
  *   Holm        step-down adjusted p (Holm 1979)
  *   AUROC       Mann-Whitney with ties as one half (Hanley & McNeil 1982)
  *   Spearman    Pearson correlation of mid-ranks */
@@ -72,6 +73,13 @@ typedef struct chi_cell_test {
 int chi_max_t(chi_cell_test *out, const chi_clusters *c, const double *x, int32_t n_cells, const chi_boot_opts *o,
               chi_err *err);
 
+/* Two methods on the same items, any statistic of them (paired randomisation test; Fisher 1935, section 21; Edgington & Onghena
+ * 2007): stat(ud, times) with times[c] = 1, or -1 where the two are swapped for cluster c, must turn its sign when all are
+ * swapped. *p: two-sided share of the swaps whose |stat| reaches the one without any; all 2^n of them where these are not
+ * more than o->draws, else random ones and (1 + #) / (1 + draws). NaN below two clusters or where stat is. */
+int chi_swap_test(double *p, int32_t n_clusters, chi_boot_stat stat, const void *ud, const chi_boot_opts *o,
+                  chi_err *err);
+
 /* Adjusted p-values: out[n] in the order of p[n]; NaN stays NaN and is not counted. out may be p. */
 int chi_holm(double *out, const double *p, int32_t n, chi_err *err);
 
@@ -83,6 +91,9 @@ int chi_auroc(chi_est *out, const chi_clusters *c, const double *score, const do
               const chi_boot_opts *o, chi_err *err);
 int chi_spearman(chi_est *out, const chi_clusters *c, const double *a, const double *b, const chi_boot_opts *o,
                  chi_err *err);
+
+/* Spearman's rho of a[n] and b[n], none of them NaN; NaN where one is constant or n < 2. */
+double chi_rank_correlation(const double *a, const double *b, int n);
 
 /* Quantile q of x[n], sorted ascending: linear between order statistics (type 7 of Hyndman & Fan 1996). */
 double chi_quantile(const double *sorted, int32_t n, double q);

@@ -173,3 +173,19 @@ out:
   chi_free(j.b);
   return rc;
 }
+
+/* Mid-rank of a[i] less the mean rank, doubled: a whole number. */
+static double centred_rank(const double *a, int n, int i) {
+  double r = 0;
+  for (int k = 0; k < n; k++) r += a[k] < a[i] ? 1 : a[k] > a[i] ? -1 : 0;
+  return r;
+}
+
+double chi_rank_correlation(const double *a, const double *b, int n) {
+  double aa = 0, bb = 0, ab = 0;
+  for (int i = 0; i < n; i++) {
+    double x = centred_rank(a, n, i), y = centred_rank(b, n, i);
+    aa += x * x, bb += y * y, ab += x * y;
+  }
+  return aa > 0 && bb > 0 ? ab / sqrt(aa * bb) : NAN;
+}

@@ -40,9 +40,19 @@ static int keep(chi_jlog *l, json_t *j, int number, chi_err *err) {
   return 0;
 }
 
-static int take_line(chi_jlog *l, const char *line, size_t n, int number, const json_t *head, chi_err *err) {
+/* first: where the head goes to, or NULL where it must be `head`. */
+static int take_line(chi_jlog *l, const char *line, size_t n, int number, const json_t *head, json_t **first,
+                     chi_err *err) {
+  int rc = 0;
   json_t *j = json_loadb(line, n, JSON_REJECT_DUPLICATES, NULL);
-  int rc = number == 1 ? check_head(l, j, head, err) : keep(l, j, number, err);
+  if (number > 1)
+    rc = keep(l, j, number, err);
+  else if (!first)
+    rc = check_head(l, j, head, err);
+  else if (json_is_object(j))
+    *first = json_incref(j);
+  else
+    rc = chi_fail(err, CHI_ERR_FORMAT, "%s is no log", l->path);
   json_decref(j);
   return rc;
 }
@@ -89,18 +99,19 @@ static int append(const chi_jlog *l, const json_t *j, chi_err *err) {
   return rc;
 }
 
-/* What was finished; a line without its end is cut off the file. */
-static int take_up(chi_jlog *l, const json_t *head, chi_err *err) {
+/* What was finished; a line without its end is cut off the file, which is left alone where it is read only (first). */
+static int take_up(chi_jlog *l, const json_t *head, json_t **first, chi_err *err) {
   int rc = 0, number = 0;
   char *text = NULL;
   size_t n = 0, at = 0;
   CHI_TRY(read_all(l, &text, &n, err));
   for (const char *end; at < n && (end = memchr(text + at, '\n', n - at)); at = (size_t)(end - text) + 1)
-    CHI_TRY(take_line(l, text + at, (size_t)(end - text) - at, ++number, head, err));
-  if (at < n && number == 0) {
+    CHI_TRY(take_line(l, text + at, (size_t)(end - text) - at, ++number, head, first, err));
+  if (number == 0 && (at < n || first)) {
     rc = chi_fail(err, CHI_ERR_FORMAT, "%s is no log", l->path);
     goto out;
   }
+  if (first) goto out;
   if (at < n && ftruncate(l->fd, (off_t)at) != 0)
     rc = chi_fail(err, CHI_ERR_IO, "%s: %s", l->path, strerror(errno));
   else if (number == 0)
@@ -110,15 +121,44 @@ out:
   return rc;
 }
 
-int chi_jlog_open(chi_jlog **out, const char *path, const json_t *head, chi_err *err) {
-  int rc = 0;
-  chi_jlog *l = chi_calloc(1, sizeof *l, err);
+static int new_log(chi_jlog **out, const char *path, chi_err *err) {
+  chi_jlog *l = *out = chi_calloc(1, sizeof *l, err);
   if (!l) return CHI_ERR_MEMORY;
   l->fd = -1;
   l->lines = json_array();
   l->ids = json_object();
   l->path = strdup(path ? path : "");
-  CHI_TRY(l->path && l->lines && l->ids ? 0 : chi_fail(err, CHI_ERR_MEMORY, "out of memory"));
+  return l->path && l->lines && l->ids ? 0 : chi_fail(err, CHI_ERR_MEMORY, "out of memory");
+}
+
+int chi_jlog_read(chi_jlog **out, json_t **head, const char *path, chi_err *err) {
+  int rc = 0;
+  chi_jlog *l = NULL;
+  *head = NULL;
+  CHI_TRY(new_log(&l, path, err));
+  l->fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (l->fd < 0) {
+    rc = chi_fail(err, CHI_ERR_IO, "%s: %s", path, strerror(errno));
+    goto out;
+  }
+  CHI_TRY(take_up(l, NULL, head, err));
+  close(l->fd);
+  l->fd = -1;
+out:
+  if (rc) {
+    json_decref(*head);
+    *head = NULL;
+    chi_jlog_close(l);
+  } else {
+    *out = l;
+  }
+  return rc;
+}
+
+int chi_jlog_open(chi_jlog **out, const char *path, const json_t *head, chi_err *err) {
+  int rc = 0;
+  chi_jlog *l = NULL;
+  CHI_TRY(new_log(&l, path, err));
   if (!path) goto out;
   l->fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (l->fd < 0) {
@@ -129,7 +169,7 @@ int chi_jlog_open(chi_jlog **out, const char *path, const json_t *head, chi_err 
     rc = chi_fail(err, CHI_ERR_IO, "%s is being written by another process", path);
     goto out;
   }
-  CHI_TRY(take_up(l, head, err));
+  CHI_TRY(take_up(l, head, NULL, err));
 out:
   if (rc)
     chi_jlog_close(l);

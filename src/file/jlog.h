@@ -11,6 +11,9 @@ typedef struct chi_jlog chi_jlog;
  * line: a file of another run, a broken line that is not the last, an id that comes twice, another process writing it.
  * path NULL: nothing is written, lines are only kept. Caller: chi_jlog_close. */
 int chi_jlog_open(chi_jlog **out, const char *path, const json_t *head, chi_err *err);
+/* Reads a finished or a growing log of any run, without its lock and without writing: chi_jlog_add keeps lines in memory.
+ * *head: its first line. Caller: chi_jlog_close, json_decref. */
+int chi_jlog_read(chi_jlog **out, json_t **head, const char *path, chi_err *err);
 void chi_jlog_close(chi_jlog *l); /* NULL-safe */
 /* The line of an id, or NULL. Borrowed. */
 const json_t *chi_jlog_find(const chi_jlog *l, const char *id);

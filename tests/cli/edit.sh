@@ -95,6 +95,25 @@ works 'eval edits again' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --ste
 check 'nothing is done twice' sh -c "[ \$(wc -l <'$T/log.jsonl') = $lines ]"
 fails 1 "its 'hyperparameters' differs" 'the log of another run' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --steps 3 --others 1 --baselines -o "$T/log.jsonl"
 fails 1 'holds no edits of split dev' 'a split that is not there' eval edits "$T/r.jsonl" --model "$tiny" --split dev
+works 'a row for every layer' eval edits "$T/r.jsonl" --model "$tiny" --sweep 0-1 --steps 2 --others 1 --probes 1 --before "$T/log.jsonl" -o "$T/sweep.jsonl"
+check 'and the best' grep -q '^Highest headline: multedit layer' "$T/out"
+works 'logs beside one another' eval compare "$T/r.jsonl" "$T/log.jsonl" "FT=$T/sweep.jsonl" --against none --compare 'multedit,FT multedit layer 1' \
+  --draws 100 --csv "$T/c.csv" --figure "$T/c.png"
+check 'their differences' grep -q '^Differences to none' "$T/out"
+check 'as CSV' grep -q '^FT multedit layer 1,reliability,' "$T/c.csv"
+check 'as a figure' test -s "$T/c.png"
+works 'as JSON' eval compare "$T/r.jsonl" "$T/log.jsonl" --curve --draws 100 --json
+check 'with the settings of the log' grep -q '"editors"' "$T/out"
+works 'every second edit' eval compare "$T/r.jsonl" "$T/log.jsonl" --every 2 --draws 100 --json
+check 'is one of two' grep -q '"n": 1' "$T/out"
+fails 1 "two rows are called 'multedit'" 'two logs of one editor' eval compare "$T/r.jsonl" "$T/log.jsonl" "$T/log.jsonl"
+fails 2 "no row is called 'mend'" 'a row that is not there' eval compare "$T/r.jsonl" "$T/log.jsonl" --against mend
+fails 2 '--compare needs --against' 'rows compared with nothing' eval compare "$T/r.jsonl" "$T/log.jsonl" --compare none
+fails 1 'another set' 'a log of another set' eval compare "$T/r2.jsonl" "$T/log.jsonl"
+fails 1 'is no log' 'a file that is no log' eval compare "$T/r.jsonl" "$T/a.delta"
+fails 1 "its 'set' is another" 'answers of another set' eval edits "$T/r2.jsonl" --model "$tiny" --layer 1 --steps 2 --before "$T/log.jsonl"
+fails 2 '--sweep is a range' 'a range that is none' eval edits "$T/r.jsonl" --model "$tiny" --sweep 3-1
+fails 2 'exclude each other' 'a layer and all layers' eval edits "$T/r.jsonl" --model "$tiny" --sweep 0-1 --layer 1
 printf '{"question":"Why?"}\n' >"$T/bad.jsonl"
 fails 1 "bad.jsonl: line 1: field 'target' is missing" 'a set with a missing field' eval edits "$T/bad.jsonl" --model "$tiny"
 

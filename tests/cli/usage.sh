@@ -13,7 +13,10 @@ for row in $commands; do
   check "$c --help is at most 100 columns" sh -c "! sed '/^Examples:/,\$d' '$T/out' | grep '.\{101\}'"
   works "$c -h" $c -h
   fails 2 "no option '--no-such-option'; see 'chiasm $c --help'" "$c: unknown option" $c --no-such-option
-  fails 2 'too many words' "$c: too many words" $c a b c d e
+  case $("$chiasm" $c --help | grep '^Usage: ') in
+    *...*) ;; # any number of words
+    *) fails 2 'too many words' "$c: too many words" $c a b c d e ;;
+  esac
 done
 for row in $commands; do
   c=$(echo "$row" | tr _ ' ')
