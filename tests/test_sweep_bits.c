@@ -218,8 +218,7 @@ static void check_live_rows(uint64_t seed) {
         /* The row from its layer on; the last row from the next layer on; the rows between them too, but they are read
          * as keys only, which differ one layer later: not in the last two layers. Rows before the corrupted ones hold the
          * clean value already. */
-        if (row < LO)
-          continue;
+        if (row < LO) continue;
         if (row == T - 1)
           want += L - l;
         else if (l < L - 1)

@@ -152,6 +152,8 @@ static json_t *tokenizer(int vocab_size, int image_token) {
                                          image_token >= 0 ? image_token : vocab_size - 1, "content", "<image>",
                                          "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1));
   for (int i = 0; i < 4; i++) json_object_set_new(vocab, kSpecial[i], json_integer(i));
+  /* in the vocabulary too: Hugging Face numbers added tokens that are not in it anew */
+  if (image_token >= 0) json_object_set_new(vocab, "<image>", json_integer(image_token));
   for (int b = 0, extra = 0; b < 256; b++) { /* GPT-2's printable stand-ins for bytes */
     bool plain = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
     int cp = plain ? b : 256 + extra++;
