@@ -31,7 +31,7 @@ chii_verdict chii_by_range(const chi_est *e, double lo, double hi) {
 /* ---- the table ------------------------------------------------------------------------------------------- */
 int chii_claim_put(chii_claims *c, const chii_claim *one, chi_err *err) {
   chi_str *h = &c->s->html;
-  if (isnan(one->e.value)) return 0;
+  if (isnan(one->e.value) && !one->bare) return 0;
   if (c->n++ == 0) {
     chii_page_head(h, 2, "Claims");
     chii_page_para(
@@ -39,16 +39,16 @@ int chii_claim_put(chii_claims *c, const chii_claim *one, chi_err *err) {
         "As docs/studies/protocol.md numbers them, with the statistic that it fixed before any run. Found, not "
         "found and undecided are its rules; lines without a word are controls and parts. 95 %% by bootstrap "
         "over entities.");
-    chii_page_table(h, "claim|statistic|value (95 %)|height of the peak|family-wise p|items, entities|");
+    chii_page_table(h, "claim|<statistic|value (95 %)|height of peak|family-wise p|items, entities|<verdict");
   }
   chii_page_row(h);
   chii_page_cell(h, "%s", one->id);
-  chii_page_cell(h, "%s", one->what);
+  chii_page_words(h, one->what, one->verdict != CHII_NO_VERDICT);
   chii_page_est(h, &one->e, one->decimals);
   chii_page_num(h, one->height, 3);
   chii_page_num(h, one->p_family, 4);
   chii_page_cell(h, "%d, %d", one->e.n, one->e.clusters);
-  chii_page_cell(h, "%s", kWord[one->verdict]);
+  chii_page_words(h, kWord[one->verdict], true);
   json_t *j = chii_est_json(&one->e);
   json_object_set_new(j, "claim", json_string(one->id));
   json_object_set_new(j, "statistic", json_string(one->what));

@@ -21,6 +21,7 @@ typedef struct chii_claim {
   double height;   /* of a peak; NaN where it is none */
   double p_family; /* NaN where the statistic is no cell */
   int decimals;
+  bool bare;            /* a row without a value */
   chii_verdict verdict; /* CHII_NO_VERDICT: a control or a part */
 } chii_claim;
 int chii_claim_put(chii_claims *c, const chii_claim *one, chi_err *err);

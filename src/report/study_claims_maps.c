@@ -281,9 +281,11 @@ static int in_layers(chii_claims *c, const chii_maps *m, const char *what, const
       }
   }
   if (!at) {
-    e = (chi_est){.value = 0, .lo = 0, .hi = 0, .n = m->v->cl.n_items, .clusters = m->v->cl.n};
-    return put(c, "S8", &e, NAN, NAN, 3, verdict ? CHII_NOT_FOUND : CHII_NO_VERDICT, err,
-               "%s: no outlined cell of the words in %s", what, where);
+    chii_claim none = {.id = "S8", .height = NAN, .p_family = NAN, .bare = true};
+    none.e = (chi_est){.value = NAN, .lo = NAN, .hi = NAN, .n = m->v->cl.n_items, .clusters = m->v->cl.n};
+    none.verdict = verdict ? CHII_NOT_FOUND : CHII_NO_VERDICT;
+    snprintf(none.what, sizeof none.what, "%s: no outlined cell of the words in %s", what, where);
+    return chii_claim_put(c, &none, err);
   }
   CHI_TRY((x = chi_calloc((size_t)m->v->cl.n_items, sizeof *x, err)) ? 0 : CHI_ERR_MEMORY);
   for (int32_t i = 0; i < m->v->cl.n_items; i++) x[i] = chii_map_at(at, true, i, layer, role);

@@ -72,11 +72,12 @@ bool chii_part(const char *name, int i, char *buf, size_t cap);
 void chii_page_text(chi_str *out, const char *text); /* escaped */
 void chii_page_head(chi_str *out, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void chii_page_para(chi_str *out, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* Table: names of columns split by '|', the first left-aligned; cells one by one, rows as they fill. */
+/* Table: names of columns split by '|', left-aligned the first and those with '<' before them; cells one by one. */
 void chii_page_table(chi_str *out, const char *columns);
 void chii_page_row(chi_str *out);
 void chii_page_cell(chi_str *out, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-void chii_page_num(chi_str *out, double x, int decimals); /* an empty cell for NaN */
+void chii_page_words(chi_str *out, const char *text, bool bold); /* a cell of words that may wrap */
+void chii_page_num(chi_str *out, double x, int decimals);        /* an empty cell for NaN */
 void chii_page_table_end(chi_str *out);
 /* "0.123 (0.100 to 0.140)" */
 void chii_page_est(chi_str *out, const chi_est *e, int decimals);

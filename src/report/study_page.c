@@ -14,7 +14,7 @@ static const char kStyle[] =
     "img{display:block;max-width:100%;margin:8px 0}\n"
     "table{border-collapse:collapse;margin:8px 0 14px;font-size:14px;font-variant-numeric:tabular-nums}\n"
     "th,td{padding:3px 12px 3px 0;text-align:right;border-bottom:1px solid #e6e8ee}th{font-weight:600}\n"
-    "th:first-child,td:first-child{text-align:left}\n"
+    "th:first-child,td:first-child,.l{text-align:left}td{white-space:nowrap}td.l{white-space:normal;min-width:280px}\n"
     "code{font:13px ui-monospace,'DejaVu Sans Mono',monospace;background:#f5f6f8;padding:1px 4px}\n"
     "@media print{h2{break-after:avoid}img{break-inside:avoid}}\n";
 
@@ -58,7 +58,8 @@ void chii_page_table(chi_str *out, const char *columns) {
   chi_str_add(out, "<table><thead><tr>");
   while (*columns) {
     size_t n = strcspn(columns, "|");
-    chi_str_addf(out, "<th>%.*s</th>", (int)n, columns);
+    bool left = *columns == '<';
+    chi_str_addf(out, left ? "<th class=\"l\">%.*s</th>" : "<th>%.*s</th>", (int)n - left, columns + left);
     columns += n + (columns[n] == '|');
   }
   chi_str_add(out, "</tr></thead><tbody>");
@@ -73,6 +74,12 @@ void chii_page_cell(chi_str *out, const char *fmt, ...) {
   add_va(out, fmt, ap);
   va_end(ap);
   chi_str_add(out, "</td>");
+}
+
+void chii_page_words(chi_str *out, const char *text, bool bold) {
+  chi_str_add(out, bold ? "<td class=\"l\"><b>" : "<td class=\"l\">");
+  chii_page_text(out, text);
+  chi_str_add(out, bold ? "</b></td>" : "</td>");
 }
 
 void chii_page_num(chi_str *out, double x, int decimals) {

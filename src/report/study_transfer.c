@@ -213,8 +213,8 @@ static int contributions(chii_study *s, const chii_view *right, const chii_view 
     const char *kind, *label;
   } kLate[] = {{"late", "late patches"},
                {"late_even", "with even attention"},
-               {"late_flipped", "picture upside down: last rows"},
-               {"late_flipped_content", "picture upside down: same content"},
+               {"late_flipped", "upside down: last rows"},
+               {"late_flipped_content", "upside down: same content"},
                {"late_shuffled", "patches shuffled: last rows"},
                {"late_shuffled_content", "patches shuffled: same content"}};
   enum { kLateSeries = sizeof kLate / sizeof *kLate };
