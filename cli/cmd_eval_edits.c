@@ -4,18 +4,24 @@
 
 #include "cli.h"
 #include "edit_opts.h"
+#include "eval_chain.h"
 #include "edit/ike.h"
 #include "report/edits_report.h"
 
 typedef struct args {
   cli_common c;
   cli_edit_args e;
-  const char *model, *split, *out, *before, *sweep;
-  int64_t limit, others, every, probes;
+  const char *model, *split, *out, *before, *sweep, *chain, *untouched;
+  int64_t limit, others, every, probes, n_untouched;
   bool baselines, trace;
 } args;
-static const args kDefaults = {
-    .c = CLI_COMMON_DEFAULTS, .e = CLI_EDIT_DEFAULTS, .model = "demo", .split = "all", .others = 50, .every = 1};
+static const args kDefaults = {.c = CLI_COMMON_DEFAULTS,
+                               .e = CLI_EDIT_DEFAULTS,
+                               .model = "demo",
+                               .split = "all",
+                               .others = 50,
+                               .every = 1,
+                               .n_untouched = 500};
 
 /* clang-format off */
 static const cli_opt kOpts[] = {
@@ -35,6 +41,12 @@ static const cli_opt kOpts[] = {
      .doc = "a row for every layer from A to B, edited alone, and which is best"},
     {.name = "--trace", .kind = CLI_FLAG, CLI_AT(args, trace),
      .doc = "also the effect of tracing under picture swap at the edited cell, and its rank correlation with success"},
+    {.name = "--sequential", .arg = "N,N", .kind = CLI_STR, CLI_AT(args, chain),
+     .doc = "edits stay, one on top of the other; after so many, such as 1,10,100, all so far are asked again"},
+    {.name = "--untouched", .arg = "ITEMS", .kind = CLI_STR, CLI_AT(args, untouched),
+     .doc = "with --sequential: items of this file and split, about none of the edited entities, are asked too"},
+    {.name = "--untouched-limit", .arg = "N", .kind = CLI_INT, CLI_AT(args, n_untouched), .min = 0, .max = 1e9,
+     .doc = "so many of them at most, evenly spaced; 0 = all"},
     {.name = "--baselines", .kind = CLI_FLAG, CLI_AT(args, baselines),
      .doc = "also rows for no edit, the bias edit, and the method at a random layer and row"},
     {.name = "--others", .arg = "N", .kind = CLI_INT, CLI_AT(args, others), .min = 1, .max = 10000,
@@ -133,6 +145,10 @@ static int make_head(work *w, chi_err *err) {
   if (w->a->every > 1) json_object_set_new(w->head, "every", json_integer((json_int_t)w->a->every));
   if (w->a->probes > 0) json_object_set_new(w->head, "probes", json_integer((json_int_t)w->a->probes));
   if (w->a->trace) json_object_set_new(w->head, "trace", json_true());
+  if (w->a->chain) {
+    json_object_set_new(w->head, "sequential", json_string(w->a->chain));
+    json_object_set_new(w->head, "untouched", json_integer((json_int_t)w->a->n_untouched));
+  }
   json_t *applied = json_array();
   for (int i = 0; i < w->a->c.apply.n; i++) {
     char hex[65];
@@ -193,10 +209,31 @@ out:
   return rc;
 }
 
+static int chain(work *w, chi_err *err) {
+  const args *a = w->a;
+  if (w->n != 1 || !w->editor[0].ud || a->before || a->trace || a->probes || a->c.raw)
+    return cli_usage(
+        err, "--sequential is a chain of one method: no --baselines, --sweep, --before, --probes, --trace, --raw");
+  return cli_chain_run(&(cli_chain){.c = w->c,
+                                    .m = w->m,
+                                    .set = &w->set,
+                                    .editor = &w->editor[0],
+                                    .at = a->chain,
+                                    .items = a->untouched,
+                                    .split = a->split,
+                                    .n_items = (size_t)a->n_untouched,
+                                    .out = a->out,
+                                    .tmpl = a->c.tmpl,
+                                    .mem = a->c.mem,
+                                    .head = w->head},
+                       err);
+}
+
 static int run(cli *c, void *v, chi_err *err) {
   int rc = 0;
   work w = {.c = c, .a = v};
   const args *a = v;
+  if (a->untouched && !a->chain) return cli_usage(err, "--untouched belongs to --sequential");
   CHI_TRY(make_editors(&w, err));
   size_t limit = a->every > 1 ? 0 : (size_t)a->limit;
   CHI_TRY(chi_edit_set_load(&w.set, c->pos[0], strcmp(a->split, "all") == 0 ? NULL : a->split, limit, err));
@@ -204,6 +241,10 @@ static int run(cli *c, void *v, chi_err *err) {
   CHI_TRY(cli_open_model(&w.m, c, a->model, err));
   CHI_TRY(chi_model_hash(w.m, err));
   CHI_TRY(make_head(&w, err));
+  if (a->chain) {
+    rc = chain(&w, err);
+    goto out;
+  }
   CHI_TRY(open_before(&w, err));
   CHI_TRY(chi_jlog_open(&w.log, a->out, w.head, err));
   chi_edits_opts o = {.editor = w.list,
@@ -253,7 +294,8 @@ const cli_command cmd_eval_edits = {
         "backwards; and does everything else stay: (a) the same question over other pictures, (b) other questions\n"
         "over the same picture, (c) others by name, (d) and (e) the unrelated. --method none edits nothing.\n"
         "--raw: the questions are texts that go on into their answers; of each, as many tokens are taken as the\n"
-        "expected answer has and one more, and it is right where it begins with the answer as whole words.",
+        "expected answer has and one more, and it is right where it begins with the answer as whole words.\n"
+        "Logs of several runs beside one another: `chiasm eval compare`.",
     .examples =
         "chiasm eval edits models/demo/edits/counterfactual.jsonl --method rome --layer 3 --edit-at last-prompt "
         "--split dev --baselines -o out/rome.jsonl",

@@ -114,6 +114,15 @@ fails 1 'is no log' 'a file that is no log' eval compare "$T/r.jsonl" "$T/a.delt
 fails 1 "its 'set' is another" 'answers of another set' eval edits "$T/r2.jsonl" --model "$tiny" --layer 1 --steps 2 --before "$T/log.jsonl"
 fails 2 '--sweep is a range' 'a range that is none' eval edits "$T/r.jsonl" --model "$tiny" --sweep 3-1
 fails 2 'exclude each other' 'a layer and all layers' eval edits "$T/r.jsonl" --model "$tiny" --sweep 0-1 --layer 1
+printf '{"id":"1","question":"What [now]?","answer":"x"}\n' >"$T/i.jsonl"
+works 'a chain of edits' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --steps 2 --sequential 1,2 --untouched "$T/i.jsonl" -o "$T/chain.jsonl"
+check 'says what became of other questions' grep -q '^1 questions that no edit was about' "$T/out"
+check 'base and two points' [ "$(wc -l <"$T/chain.jsonl")" = 4 ]
+works 'a chain as JSON' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --steps 2 --sequential 2 --json
+fails 2 'is a rising list' 'points that fall' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --sequential 2,1
+fails 1 'the set has 2 edits' 'a chain longer than the set' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --sequential 3
+fails 2 'a chain of one method' 'a chain of several' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --sequential 1 --baselines
+fails 2 'belongs to --sequential' 'untouched questions alone' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --untouched "$T/i.jsonl"
 printf '{"question":"Why?"}\n' >"$T/bad.jsonl"
 fails 1 "bad.jsonl: line 1: field 'target' is missing" 'a set with a missing field' eval edits "$T/bad.jsonl" --model "$tiny"
 
