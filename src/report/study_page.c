@@ -14,7 +14,7 @@ static const char kStyle[] =
     "img{display:block;max-width:100%;margin:8px 0}\n"
     "table{border-collapse:collapse;margin:8px 0 14px;font-size:14px;font-variant-numeric:tabular-nums}\n"
     "th,td{padding:3px 12px 3px 0;text-align:right;border-bottom:1px solid #e6e8ee}th{font-weight:600}\n"
-    "th:first-child,td:first-child,.l{text-align:left}td{white-space:nowrap}td.l{white-space:normal;min-width:280px}\n"
+    "th:first-child,td:first-child,.l{text-align:left}td{white-space:nowrap}td.l{white-space:normal}\n"
     "code{font:13px ui-monospace,'DejaVu Sans Mono',monospace;background:#f5f6f8;padding:1px 4px}\n"
     "@media print{h2{break-after:avoid}img{break-inside:avoid}}\n";
 
