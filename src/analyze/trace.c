@@ -1,4 +1,5 @@
-/* Causal maps: set-up, the two passes, the check; see trace.h. */
+/* Causal maps: set-up, the passes, the check; see trace.h. One pass does unless candidates (corruptions, donors) must be
+ * run before it is known which of them the cells use. */
 #include <math.h>
 #include <string.h>
 
@@ -20,8 +21,9 @@ typedef struct one {
   double *clean_of;              /* chi_clean_of: [2 vocab] */
   chi_prompt *donor[kMaxDonors]; /* candidates; the chosen one moves into the trace */
   const char *file[kMaxDonors];
-  float *first;   /* logits of the runs of the first pass: clean, donors, corrupted, each [vocab] */
+  float *first;   /* logits of the runs that are no cells: clean, donors, corrupted, each [vocab]; until settled */
   double *later;  /* per run: log-probabilities of the later target tokens, summed */
+  bool settled;   /* target, corruption, donor and the runs' metrics are known */
   uint64_t *hash; /* per cell, when wanted */
   int64_t at;     /* its first capture in the second pass */
 } one;
@@ -35,7 +37,6 @@ typedef struct work {
   chi_prompt *const **donors;
   int n;
   chii_cells cp;
-  bool first_pass;
   double *joint;  /* per capture: sum of log-probabilities of the later target tokens */
   uint64_t *hash; /* per capture, or NULL */
   chi_metrics *got;
@@ -69,33 +70,6 @@ static void measure_waiting(work *w) {
   w->n_wait = 0;
 }
 
-/* Place of a run of the first pass in its trace's arrays. */
-static int64_t run_at(const work *w, const chii_cell *c) {
-  if (c->site == CHII_CLEAN) return 0;
-  return c->site == CHII_DONOR ? 1 + c->row : 1 + w->n_donors[c->job] + c->sample;
-}
-
-static int take(void *ud, int capture, int32_t i, const float *v, int64_t width) {
-  work *w = ud;
-  const chii_cell *c = &w->cp.owner[capture];
-  const chi_trace *t = w->t[c->job];
-  size_t bytes = (size_t)width * sizeof *v;
-  if (w->first_pass) {
-    int64_t at = run_at(w, c);
-    if (i > 0) /* later tokens of the target text */
-      w->o[c->job].later[at] += (double)v[t->target_ids[i]] - chi_logsumexp(v, width);
-    else
-      memcpy(w->o[c->job].first + at * width, v, bytes);
-    return 0;
-  }
-  if (w->hash && t->n_target > 1) w->hash[capture] = chi_fnv64(v, bytes, w->hash[capture]);
-  memcpy(w->rows + w->n_wait * width, v, bytes);
-  w->width = width;
-  w->wait[w->n_wait++] = (waiting){.capture = capture, .i = i};
-  if (w->n_wait == kBatch) measure_waiting(w);
-  return 0;
-}
-
 static size_t budget(const work *w) {
   size_t mem = 0;
   for (int j = 0; j < w->n; j++)
@@ -103,6 +77,7 @@ static size_t budget(const work *w) {
   return mem;
 }
 
+static int take(void *ud, int capture, int32_t i, const float *v, int64_t width);
 static int run(work *w, chi_executor ex, const char *what, chi_run_stats *stats, chi_err *err) {
   chi_run_opts o = {.executor = ex, .mem = budget(w), .on_capture = take, .ud = w, .what = what, .stats = stats};
   return chi_run_plan(&w->m->net, w->cp.plan, &o, err);
@@ -138,7 +113,7 @@ static void add_metrics(chi_metrics *sum, const chi_metrics *m, double share) {
   for (size_t i = 0; i < sizeof *m / sizeof(double); i++) a[i] += share * b[i];
 }
 
-/* ---- first pass: clean, donors and corrupted candidates -------------------------------------------------------- */
+/* ---- clean, donors and corrupted candidates --------------------------------------------------------------------- */
 /* Of n candidates the first whose answer is another, else the one with the least p(target). */
 static int choose(const float *logits, int n, int64_t V, int32_t target) {
   int keep = 0;
@@ -179,6 +154,9 @@ static void settle(work *w, int j) {
         with_joint(t, chi_metrics_of(corrupt + (keep + i) * V, V, t->target, t->counter, o->clean_of), later[keep + i]);
     add_metrics(&t->corrupt, &m, 1.0 / t->corruption.n);
   }
+  chi_free(o->first); /* as large as all samples' logits */
+  o->first = NULL;
+  o->settled = true;
   if (!(t->corrupt.p < t->clean.p))
     chi_log(
         CHI_LOG_WARN,
@@ -186,11 +164,38 @@ static void settle(work *w, int j) {
         t->clean.p, t->corrupt.p);
 }
 
-static int first_pass(work *w, chi_err *err) {
+/* Place of a run that is no cell in its trace's arrays. */
+static int64_t run_at(const work *w, const chii_cell *c) {
+  if (c->site == CHII_CLEAN) return 0;
+  return c->site == CHII_DONOR ? 1 + c->row : 1 + w->n_donors[c->job] + c->sample;
+}
+
+static int take(void *ud, int capture, int32_t i, const float *v, int64_t width) {
+  work *w = ud;
+  const chii_cell *c = &w->cp.owner[capture];
+  const chi_trace *t = w->t[c->job];
+  size_t bytes = (size_t)width * sizeof *v;
+  if (c->site < 0) {
+    int64_t at = run_at(w, c);
+    if (i > 0) /* later tokens of the target text */
+      w->o[c->job].later[at] += (double)v[t->target_ids[i]] - chi_logsumexp(v, width);
+    else
+      memcpy(w->o[c->job].first + at * width, v, bytes);
+    return 0;
+  }
+  if (!w->o[c->job].settled) settle(w, c->job); /* runs that are no cells come first in the plan */
+  if (w->hash && t->n_target > 1) w->hash[capture] = chi_fnv64(v, bytes, w->hash[capture]);
+  memcpy(w->rows + w->n_wait * width, v, bytes);
+  w->width = width;
+  w->wait[w->n_wait++] = (waiting){.capture = capture, .i = i};
+  if (w->n_wait == kBatch) measure_waiting(w);
+  return 0;
+}
+
+/* Asks for the runs that are no cells. */
+static int capture_runs(work *w, chi_err *err) {
   int rc = 0;
   int64_t V = w->m->net.decoder.vocab;
-  w->first_pass = true;
-  CHI_TRY(chii_cells_start(&w->cp, w->t, w->n, w->donors, w->n_donors, err));
   for (int j = 0; j < w->n; j++) {
     chi_trace *t = w->t[j];
     one *o = &w->o[j];
@@ -208,34 +213,54 @@ static int first_pass(work *w, chi_err *err) {
     for (own.site = CHII_CORRUPT; own.sample < t->corruption.n; own.sample++)
       CHI_TRY(chii_cells_capture(&w->cp, t, r->corrupt[own.sample], own, err));
   }
-  CHI_TRY(run(w, CHI_EXEC_SWEEP, NULL, NULL, err));
+out:
+  return rc;
+}
+
+/* Behind the run: from here on the chosen donor is the trace's. */
+static void settle_all(work *w) {
   for (int j = 0; j < w->n; j++) {
     if (!w->t[j]) continue;
-    settle(w, j);
-    chi_free(w->o[j].first); /* as large as all samples' logits */
-    w->o[j].first = NULL;
+    if (!w->o[j].settled) settle(w, j);
     w->n_donors[j] = w->t[j]->donor != NULL;
     w->donors[j] = &w->t[j]->donor;
   }
+}
+
+/* Are there candidates to choose from? */
+static bool must_choose(const work *w) {
+  for (int j = 0; j < w->n; j++)
+    if (w->t[j] && (w->t[j]->corruption.choose || w->n_donors[j] > 1)) return true;
+  return false;
+}
+
+static int first_pass(work *w, chi_err *err) {
+  int rc = 0;
+  CHI_TRY(chii_cells_start(&w->cp, w->t, w->n, w->donors, w->n_donors, err));
+  CHI_TRY(capture_runs(w, err));
+  CHI_TRY(run(w, CHI_EXEC_SWEEP, NULL, NULL, err));
+  settle_all(w);
 out:
-  w->first_pass = false;
   chii_cells_free(&w->cp);
   return rc;
 }
 
-/* ---- second pass: all cells in one sweep ------------------------------------------------------------------------- */
-static int second_pass(work *w, bool hash, chi_err *err) {
+/* ---- all cells in one sweep ---------------------------------------------------------------------------------------- */
+static int cells_pass(work *w, bool hash, bool runs_too, chi_err *err) {
   int rc = 0;
   chi_run_stats stats = {0};
   CHI_TRY(chii_cells_start(&w->cp, w->t, w->n, w->donors, w->n_donors, err));
+  if (runs_too) CHI_TRY(capture_runs(w, err));
   for (int j = 0; j < w->n; j++) {
     if (!w->t[j]) continue;
     w->o[j].at = (int64_t)w->cp.n;
     CHI_TRY(chii_cells_add(&w->cp, w->t[j], j, 0, 1, err));
   }
   CHI_TRY(run_cells(w, hash, CHI_EXEC_SWEEP, "tracing", &stats, err));
+  settle_all(w);
   for (size_t i = 0; i < w->cp.n; i++) {
     const chii_cell *c = &w->cp.owner[i];
+    if (c->site < 0) continue;
     chi_trace *t = w->t[c->job];
     chi_metrics m = with_joint(t, w->got[i], w->joint[i]);
     chi_metrics *to =
@@ -451,9 +476,10 @@ int chi_trace_run_many(chi_trace **out, chi_err *why, const chi_model *m, const 
     check |= out[j]->opts.check > 0;
   }
   if (ready == 0) goto out;
-  CHI_TRY(first_pass(&w, err));
-  for (int j = 0; j < n; j++) drop_donors(&w.o[j]);
-  CHI_TRY(second_pass(&w, check, err));
+  bool choose = must_choose(&w);
+  if (choose) CHI_TRY(first_pass(&w, err));
+  for (int j = 0; choose && j < n; j++) drop_donors(&w.o[j]);
+  CHI_TRY(cells_pass(&w, check, !choose, err));
   if (check) CHI_TRY(check_cells(&w, err));
 out:
   for (int j = 0; w.o && j < n; j++) {
