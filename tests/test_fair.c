@@ -258,7 +258,7 @@ static void test_table(void **state) {
   const char *dir = tmp_path("fair");
   chi_provenance prov = {.command = "test"};
   assert_works(chi_fair_write(t, settings, &prov, dir, &files, err));
-  assert_int_equal(count_files(dir), 4); /* json, csv, one way of removing */
+  assert_int_equal(count_files(dir), 6); /* json, csv, dots, one way of removing */
   int refs[CHI_FAIR_REFS], n = 0;
   assert_works(chi_fair_against(refs, &n, &f.o, NULL, err)); /* of attention, centre, random the one that is there */
   assert_true(n == 1 && refs[0] == 1);

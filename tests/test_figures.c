@@ -427,6 +427,46 @@ static void colours_for_everybody(void **state) {
   }
 }
 
+/* ---- dots -------------------------------------------------------------------------------------------------- */
+static void dots_draw_values(void **state) {
+  (void)state;
+  static const char *const rows[] = {"increase", "none", "centre & all"};
+  static const bool dim[] = {false, false, true};
+  const chi_dot_row a[] = {{0.5, 0.25, 0.75}, {NAN, NAN, NAN}, {0.25, NAN, NAN}},
+                    b[] = {{-2, -3, -1}, {4, 3, 5}, {0, 0, 0}};
+  const chi_dot_panel panels[] = {{.title = "precision", .dot = a, .x_max = 1, .ref = 0.1},
+                                  {.title = "gain", .dot = b, .ref = NAN}};
+  chi_dotchart_spec s = {.title = "dots", .rows = rows, .dim = dim, .n_rows = 3, .panels = panels, .n_panels = 2};
+  chi_dotchart_box box;
+  chi_image im;
+  size_t n;
+  assert_works(chi_dotchart_layout(&box, &s, err));
+  assert_true(box.x_min[0] == 0 && box.x_max[0] == 1 && box.x_min[1] <= -3 && box.x_max[1] >= 5);
+  assert_works(chi_dotchart_save(&s, NULL, tmp_path("d.png"), err));
+  assert_works(chi_image_load(&im, tmp_path("d.png"), err));
+  for (double x = 0.02; x < 1; x += 0.01) { /* the first row: an interval; the second: nothing; the third: a grey dot */
+    bool on = x > 0.26 && x < 0.74, off = x < 0.24 || x > 0.76;
+    const uint8_t *p = pixel(&im, box.x0[0] + x * box.panel_w, box.y + 0.5 * box.row_h, 2),
+                  *q = pixel(&im, box.x0[0] + x * box.panel_w, box.y + 1.5 * box.row_h, 2);
+    if (on || off) assert_true(near(p, 0) == on);
+    assert_false(near(q, 0));
+  }
+  const uint8_t *p = pixel(&im, box.x0[0] + 0.25 * box.panel_w, box.y + 2.5 * box.row_h, 2);
+  assert_true(!near(p, 0) && !is_white(p) && abs(p[0] - p[1]) < 20);
+  chi_image_free(&im);
+  unlink(tmp_path("d.png"));
+  assert_works(chi_dotchart_save(&s, NULL, tmp_path("d.svg"), err));
+  char *svg = slurp(tmp_path("d.svg"), &n);
+  check_xml(svg);
+  assert_non_null(strstr(svg, "Panels: precision, gain"));
+  chi_free(svg);
+  unlink(tmp_path("d.svg"));
+  s.n_panels = 13;
+  assert_fails(chi_dotchart_save(&s, NULL, tmp_path("d.svg"), err), CHI_ERR_ARG, "13 panels");
+  s.n_panels = 2, s.rows = NULL;
+  assert_fails(chi_dotchart_save(&s, NULL, tmp_path("d.svg"), err), CHI_ERR_ARG, "without all of their names");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(overlay_colours_patches),
@@ -437,6 +477,7 @@ int main(void) {
       cmocka_unit_test(chart_files),
       cmocka_unit_test(chart_ranges),
       cmocka_unit_test(chart_refusals),
+      cmocka_unit_test(dots_draw_values),
       cmocka_unit_test(colours_for_everybody),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

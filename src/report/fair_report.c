@@ -159,6 +159,51 @@ out:
   return rc;
 }
 
+/* The measures that there are, side by side. */
+static int draw_dots(const chi_fair_table *t, const chi_provenance *prov, const char *dir, chi_str *files,
+                     chi_err *err) {
+  static const char *const kFile[] = {"attribution-test.png", "attribution-test.svg"};
+  enum { kMost = 8 };
+  int rc = 0, n = 0;
+  size_t rows = (size_t)t->n_rows;
+  chi_dot_panel panel[kMost];
+  char path[4096], line[200], title[kMost][48];
+  const char *lines[1] = {line};
+  chi_dot_row *dot = chi_calloc(kMost * rows, sizeof *dot, err);
+  CHI_TRY(dot ? 0 : CHI_ERR_MEMORY);
+  for (int m = 0; m < CHI_FAIR_METRICS && n < kMost; m++) {
+    if (!measured(t, m) || m == CHI_FAIR_PRECISION || m == CHI_FAIR_SWITCH_RANK) continue;
+    chi_dot_row *d = dot + (size_t)n * rows;
+    for (int r = 0; r < t->n_rows; r++) {
+      const chi_est *e = &stat_of(t, r, m)->mean;
+      d[r] = e->n ? (chi_dot_row){e->value, e->lo, e->hi} : (chi_dot_row){NAN, NAN, NAN};
+    }
+    snprintf(title[n], sizeof title[n], "%s", m == CHI_FAIR_AUPRC ? "average precision" : chi_fair_metric_name(m));
+    for (char *c = title[n]; *c; c++)
+      if (*c == '_') *c = ' ';
+    panel[n] = (chi_dot_panel){.title = title[n], .dot = d, .ref = NAN};
+    n++;
+  }
+  snprintf(line, sizeof line, "%d questions about %d pictures; 95 %% intervals over %d entities; deletion: low is good",
+           t->counted, t->pictures, t->units);
+  chi_dotchart_spec s = {.title = "Do the maps find what the answer came from?",
+                         .lines = lines,
+                         .n_lines = 1,
+                         .rows = t->name,
+                         .dim = t->baseline,
+                         .n_rows = t->n_rows,
+                         .panels = panel,
+                         .n_panels = n};
+  for (int i = 0; i < 2 && n > 0; i++) {
+    CHI_TRY(chi_path_join(path, sizeof path, dir, kFile[i], err));
+    CHI_TRY(chi_dotchart_save(&s, prov, path, err));
+  }
+  chi_str_add(files, "attribution-test.{json,csv,png,svg}");
+out:
+  chi_free(dot);
+  return rc;
+}
+
 int chi_fair_write(const chi_fair_table *t, const json_t *settings, const chi_provenance *prov, const char *dir,
                    chi_str *files, chi_err *err) {
   int rc = 0;
@@ -170,7 +215,7 @@ int chi_fair_write(const chi_fair_table *t, const json_t *settings, const chi_pr
   CHI_TRY(chi_json_save(j, path, err));
   CHI_TRY(chi_path_join(path, sizeof path, dir, "attribution-test.csv", err));
   CHI_TRY(write_csv(t, path, err));
-  chi_str_add(files, "attribution-test.{json,csv}");
+  CHI_TRY(draw_dots(t, prov, dir, files, err));
   for (int m = CHI_FAIR_DELETION; m < CHI_FAIR_METRICS; m++)
     if (measured(t, m)) CHI_TRY(draw(t, m, prov, dir, files, err));
 out:

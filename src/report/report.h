@@ -101,9 +101,10 @@ typedef struct chi_heatmap_spec {
   double limit;                  /* colours run from -limit to limit; 0 = from the values */
   bool limit_per_site;           /* limit 0 only: one scale and one colour bar for each site */
   int top;                       /* the so many strongest cells of each panel get an outline */
-  const bool *const *outline;    /* as values: cells with an outline, each NULL or [n_layers][n_rows]; NULL = none. With top 0 */
-  const char *outline_note;      /* legend of these outlines */
-  double scale;                  /* pixels a unit in PNG; 0 = 2 */
+  const bool *const
+      *outline; /* as values: cells with an outline, each NULL or [n_layers][n_rows]; NULL = none. With top 0 */
+  const char *outline_note; /* legend of these outlines */
+  double scale;             /* pixels a unit in PNG; 0 = 2 */
 } chi_heatmap_spec;
 
 /* Where things are, in units; PNG pixels are `scale` times that. Cell (layer l, row r) of panel (site s, column c) is
@@ -191,5 +192,39 @@ int chi_linechart_layout(chi_linechart_box *out, const chi_linechart_spec *s, ch
 int chi_linechart_save(const chi_linechart_spec *s, const chi_provenance *prov, const char *path, chi_err *err);
 /* Colour of curve k. */
 void chi_curve_color(int k, uint8_t rgb[3]);
+
+/* ---- dots with intervals --------------------------------------------------------------------------------- */
+/* Rows share their names; each panel has one measure of all of them. */
+typedef struct chi_dot_row {
+  double x, lo, hi; /* x NaN: nothing is drawn; lo, hi NaN: no interval */
+} chi_dot_row;
+
+typedef struct chi_dot_panel {
+  const char *title;
+  const chi_dot_row *dot; /* [n_rows] */
+  double x_min, x_max;    /* equal = from the values */
+  double ref;             /* a dashed line; NaN = none */
+} chi_dot_panel;
+
+typedef struct chi_dotchart_spec {
+  const char *title;
+  const char *const *lines; /* below the title */
+  size_t n_lines;
+  const char *const *rows; /* [n_rows] names */
+  const bool *dim;         /* [n_rows] drawn in grey: baselines; NULL = none */
+  int n_rows;              /* 1 to 200 */
+  const chi_dot_panel *panels;
+  int n_panels; /* 1 to 12 */
+  double scale; /* pixels a unit in PNG; 0 = 2 */
+} chi_dotchart_spec;
+
+/* Row r of panel k is at height y + (r + 0.5) row_h; its values run from x0[k] = x_min[k] to x0[k] + panel_w = x_max[k]. */
+typedef struct chi_dotchart_box {
+  double w, h, y, row_h, panel_w, x0[12], x_min[12], x_max[12];
+} chi_dotchart_box;
+
+/* CHI_ERR_ARG: counts out of range, missing pointers. prov may be NULL. */
+int chi_dotchart_layout(chi_dotchart_box *out, const chi_dotchart_spec *s, chi_err *err);
+int chi_dotchart_save(const chi_dotchart_spec *s, const chi_provenance *prov, const char *path, chi_err *err);
 
 #endif
