@@ -132,8 +132,8 @@ static int make_head(work *w, chi_err *err) {
   w->head = json_pack("{s:s,s:s,s:s,s:o,s:s,s:s,s:o,s:s,s:s,s:s,s:i,s:i,s:I}", "chiasm", "eval edits", "set",
                       w->set.hash, "model", w->m->hash, "editors", names, "preset",
                       w->plan.preset ? w->plan.preset->name : "", "edit_at", w->a->e.at, "hyperparameters", hyper,
-                      "weight", w->a->e.weight, "prefixes", w->plan.prefixes.hash, "split", w->a->split, "layer_lo",
-                      w->plan.lo, "layer_hi", w->plan.hi, "others", (json_int_t)w->a->others);
+                      "weight", w->plan.weight ? w->plan.weight : "down", "prefixes", w->plan.prefixes.hash, "split",
+                      w->a->split, "layer_lo", w->plan.lo, "layer_hi", w->plan.hi, "others", (json_int_t)w->a->others);
   if (!w->head) return chi_fail(err, CHI_ERR_MEMORY, "out of memory");
   json_object_set_new(w->head, "layers_given", json_boolean(w->a->e.layer != NULL));
   json_object_set_new(w->head, "demonstrations", json_string(w->plan.demos ? w->plan.demos->hash : ""));

@@ -16,10 +16,8 @@ typedef struct args {
   int64_t limit, gap, shard, shards;
   bool sequential, no_generation;
 } args;
-static const args kDefaults = {.c = CLI_COMMON_DEFAULTS,
-                               .e = {.method = "none", .at = "last-prompt", .weight = "down"},
-                               .model = "demo",
-                               .gap = 10};
+static const args kDefaults = {
+    .c = CLI_COMMON_DEFAULTS, .e = {.method = "none", .at = "last-prompt"}, .model = "demo", .gap = 10};
 
 /* clang-format off */
 static const cli_opt kOpts[] = {
@@ -120,8 +118,8 @@ static int make_head(work *w, chi_err *err) {
   w->head = json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:o,s:s,s:s,s:s,s:b}", "chiasm", "eval mmedit", "data", w->d->hash,
                       "model", w->m->hash, "protocol", kProtocols[a->protocol], "method", a->e.method, "preset",
                       w->plan.preset ? w->plan.preset->name : "", "edit_at", a->e.at, "hyperparameters", hyper,
-                      "weight", a->e.weight, "layer", a->e.layer ? a->e.layer : "", "template",
-                      a->c.tmpl ? a->c.tmpl : "", "generation", !a->no_generation);
+                      "weight", w->plan.weight ? w->plan.weight : "down", "layer", a->e.layer ? a->e.layer : "",
+                      "template", a->c.tmpl ? a->c.tmpl : "", "generation", !a->no_generation);
   for (int i = 0; i < a->c.apply.n; i++) {
     char hex[65];
     int rc = chi_sha256_file(hex, a->c.apply.v[i], err);

@@ -25,28 +25,6 @@ static int parse_layers(cli_edit_plan *p, const char *text, chi_err *err) {
   return 0;
 }
 
-/* "down", or "vision.down", "qformer.up", "projector.proj2". */
-static int parse_weight(chi_edit_opts *o, const char *text, chi_err *err) {
-  const char *dot = strchr(text, '.'), *name = dot ? dot + 1 : text;
-  int stack = CHI_DECODER;
-  if (dot) {
-    for (stack = 0; stack < CHI_STACK_COUNT; stack++) {
-      const char *s = chi_stack_name((chi_stack)stack);
-      if (strlen(s) == (size_t)(dot - text) && strncmp(s, text, strlen(s)) == 0) break;
-    }
-    o->stack = (chi_stack)stack;
-    o->other_stack = stack != CHI_DECODER;
-  }
-  while (o->weight < CHI_W_COUNT && strcmp(chi_weight_name((chi_weight)o->weight), name) != 0) o->weight++;
-  bool projector = o->weight > CHI_W_DOWN;
-  if (stack == CHI_STACK_COUNT || o->weight == CHI_W_COUNT || projector != (stack == CHI_PROJECTOR))
-    return cli_usage(err,
-                     "--weight is q, k, v, o, gate, up or down, with decoder., vision. or qformer. before it, or "
-                     "projector.proj1 or projector.proj2; not '%s'",
-                     text);
-  return 0;
-}
-
 static int load_demos(cli_edit_plan *p, const cli_edit_args *a, chi_err *err) {
   int rc = 0;
   bool ike = strcmp(a->method, "ike") == 0;
@@ -82,7 +60,11 @@ int cli_edit_plan_make(cli_edit_plan *p, const cli_edit_args *a, const cli_commo
                             .hyper = &p->hyper,
                             .moments = a->moments};
   if (p->lo < 0) p->lo = p->preset->layer_lo, p->hi = p->preset->layer_hi;
-  CHI_TRY(parse_weight(&p->edit, a->weight, err));
+  p->weight = a->weight ? a->weight : p->preset->weight ? p->preset->weight : "down";
+  if (chi_edit_weights(&p->edit, p->weight, err)) {
+    rc = CLI_USAGE;
+    goto out;
+  }
   if (a->prefixes)
     CHI_TRY(chi_prefixes_load(&p->prefixes, a->prefixes, err));
   else if (p->hyper.contexts > 0 && strcmp(a->method, "ike") != 0)

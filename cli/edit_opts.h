@@ -14,7 +14,7 @@ typedef struct cli_edit_args {
   const char *hyper[CLI_HYPERS];
 } cli_edit_args;
 #define CLI_EDIT_DEFAULTS \
-  { .method = "multedit", .at = "constraint-last", .weight = "down" }
+  { .method = "multedit", .at = "constraint-last" }
 
 /* Rows of an option table; `member` is the cli_edit_args in `type`. */
 #define CLI_EDIT_HYPER(type, member, i, n, a, d) \
@@ -30,7 +30,7 @@ typedef struct cli_edit_args {
        .kind = CLI_STR,                                                                                                   \
        CLI_AT(type, member.preset),                                                                                       \
        .doc = "hyperparameters by name (multedit: ours, released; rome, memit: ours, published; ft: constrained, "        \
-              "unconstrained); the first if not given"},                                                                  \
+              "unconstrained, ft-l, ft-v); the first if not given"},                                                                  \
       {.name = "--layer",                                                                                                 \
        .arg = "L|A-B",                                                                                                    \
        .kind = CLI_STR,                                                                                                   \
@@ -78,7 +78,8 @@ typedef struct cli_edit_args {
        .arg = "NAME",                                                                                                     \
        .kind = CLI_STR,                                                                                                   \
        CLI_AT(type, member.weight),                                                                                       \
-       .doc = "ft, lora: q, k, v, o, gate, up or down; ft also vision.down, qformer.up, projector.proj2 and so on"},  \
+       .doc = "ft, lora: q, k, v, o, gate, up or down, if not given the preset's or down; ft also vision.down, "            \
+              "qformer.up, projector.proj2 and so on, and several: up,down"},  \
       {.name = "--demos",                                                                                                 \
        .arg = "FILE",                                                                                                     \
        .kind = CLI_STR,                                                                                                   \
@@ -102,6 +103,7 @@ typedef struct cli_edit_plan { /* what the options mean */
   chi_hyper hyper;             /* edit.hyper points here */
   const chi_preset *preset;
   int lo, hi;                  /* given, or the preset's */
+  const char *weight;          /* the same */
   chi_prefixes prefixes;
   struct chi_demos *demos;     /* edit.demos */
   chi_query_opts query;        /* at, prefixes, contexts, seed, kl, tmpl, raw; picture, question, target are the caller's */

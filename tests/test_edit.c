@@ -492,6 +492,54 @@ static void test_ft_of_other_stacks(void **state) {
   }
 }
 
+/* FT-L: several matrices of the last layer, AdamW. After one step an element is w (1 - lr decay) +- lr. */
+static void test_ft_of_several(void **state) {
+  (void)state;
+  ask a;
+  open_tiny(&a);
+  const chi_preset *l = preset("ft", "ft-l"), *v = preset("ft", "ft-v");
+  chi_edit_opts o = {.method = "ft", .preset = "ft-l", .layer_lo = -1, .layer_hi = -1};
+  chi_hyper h = l->hyper;
+  chi_request r = request(&a);
+  int last = a.m->net.decoder.spec.layers - 1;
+  h.steps = 1, h.lr = 1e-3, h.decay = 0.5;
+  o.hyper = &h;
+  assert_works(chi_edit_weights(&o, l->weight, err));
+  assert_true(o.weight == CHI_W_UP && o.n_also == 1 && o.also[0] == CHI_W_DOWN && !o.other_stack);
+  chi_delta *d = NULL;
+  assert_works(chi_edit_run(&d, NULL, a.m, &r, 1, &o, err));
+  assert_int_equal(d->n, 2);
+  for (size_t i = 0; i < d->n; i++) {
+    const chi_delta_part *p = &d->part[i];
+    assert_true(p->layer == last && p->which == (i ? CHI_W_DOWN : CHI_W_UP));
+    const chi_linear *w = chi_delta_linear(a.m, CHI_DECODER, last, p->which);
+    float *w0 = calloc((size_t)(p->n * p->k), sizeof *w0);
+    int64_t moved = 0;
+    chi_mat_read(&w->w, 0, p->n, w0);
+    for (int64_t c = 0; c < p->n * p->k; c++) {
+      double step = fabs((double)p->d[c] + 1e-3 * 0.5 * (double)w0[c]);
+      assert_true(step < 1.001e-3);
+      moved += step > 0.99e-3;
+    }
+    assert_true(moved > p->n * p->k / 2);
+    free(w0);
+  }
+  chi_delta_free(d);
+  d = NULL;
+  o = (chi_edit_opts){.method = "ft", .preset = "ft-v", .layer_lo = -1, .layer_hi = -1};
+  assert_works(chi_edit_weights(&o, v->weight, err));
+  assert_works(chi_edit_run(&d, NULL, a.m, &r, 1, &o, err));
+  assert_true(d->n == 2 && d->part[0].stack == CHI_PROJECTOR && d->part[1].which == CHI_W_PROJ2);
+  chi_delta_free(d);
+  static const char *const bad[] = {"up,up", "up,vision.down", "projector.up", "vision.proj1", "", "up,", "tail.up"};
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+    assert_fails(chi_edit_weights(&o, bad[i], err), CHI_ERR_ARG, "--weight");
+  o = (chi_edit_opts){.method = "lora", .layer_lo = 1, .layer_hi = 1};
+  assert_works(chi_edit_weights(&o, "up,down", err));
+  assert_fails(fails_text(&a, &o, &r, err), CHI_ERR_ARG, "ft changes several");
+  close_ask(&a);
+}
+
 static void test_refusals(void **state) {
   (void)state;
   ask a;
@@ -543,6 +591,7 @@ int main(void) {
       cmocka_unit_test(test_fine_tuning),
       cmocka_unit_test(test_lora),
       cmocka_unit_test(test_ft_of_other_stacks),
+      cmocka_unit_test(test_ft_of_several),
       cmocka_unit_test(test_refusals),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

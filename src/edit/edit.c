@@ -125,6 +125,50 @@ static int check_request(const chi_model *m, const chi_request *r, chi_err *err)
   return 0;
 }
 
+/* One name: its stack and matrix. */
+static bool one_weight(const char *text, size_t n, int *stack, int *weight) {
+  const char *dot = memchr(text, '.', n), *name = dot ? dot + 1 : text;
+  size_t len = n - (size_t)(name - text);
+  *stack = CHI_DECODER, *weight = 0;
+  if (dot) {
+    for (*stack = 0; *stack < CHI_STACK_COUNT; (*stack)++) {
+      const char *s = chi_stack_name((chi_stack)*stack);
+      if (strlen(s) == (size_t)(dot - text) && strncmp(s, text, strlen(s)) == 0) break;
+    }
+  }
+  for (; *weight < CHI_W_COUNT; (*weight)++) {
+    const char *w = chi_weight_name((chi_weight)*weight);
+    if (strlen(w) == len && strncmp(w, name, len) == 0) break;
+  }
+  return *stack < CHI_STACK_COUNT && *weight < CHI_W_COUNT && (*weight > CHI_W_DOWN) == (*stack == CHI_PROJECTOR);
+}
+
+int chi_edit_weights(chi_edit_opts *o, const char *text, chi_err *err) {
+  int first = CHI_DECODER;
+  o->n_also = 0;
+  for (const char *p = text; p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL) {
+    int stack, weight;
+    if (!one_weight(p, strcspn(p, ","), &stack, &weight))
+      return chi_fail(err, CHI_ERR_ARG,
+                      "--weight is q, k, v, o, gate, up or down, with decoder., vision. or qformer. before it, or "
+                      "projector.proj1 or projector.proj2; not '%.60s'",
+                      text);
+    if (p == text) {
+      o->weight = weight;
+      o->stack = (chi_stack)stack;
+      o->other_stack = stack != CHI_DECODER;
+      first = stack;
+      continue;
+    }
+    bool twice = weight == o->weight;
+    for (int i = 0; i < o->n_also; i++) twice = twice || o->also[i] == weight;
+    if (stack != first || twice || o->n_also == (int)(sizeof o->also / sizeof *o->also))
+      return chi_fail(err, CHI_ERR_ARG, "--weight: at most four different matrices of one part, not '%.60s'", text);
+    o->also[o->n_also++] = weight;
+  }
+  return 0;
+}
+
 /* What C is, where the method has one. */
 static int note_moments(chi_job *j, chi_err *err) {
   chi_moments_info i;
@@ -163,6 +207,11 @@ int chi_edit_run(chi_delta **out, chi_edit_info *info, chi_model *m, const chi_r
   }
   j.layer_lo = o->layer_lo >= 0 ? o->layer_lo : preset->layer_lo;
   j.layer_hi = o->layer_lo >= 0 ? (o->layer_hi >= 0 ? o->layer_hi : o->layer_lo) : preset->layer_hi;
+  if (j.layer_hi == CHI_LAST_LAYER) j.layer_lo = j.layer_hi = layers - 1;
+  if (o->n_also && strcmp(method->name, "ft") != 0) {
+    rc = chi_fail(err, CHI_ERR_ARG, "%s changes one kind of matrix; ft changes several", method->name);
+    goto out;
+  }
   if (j.layer_hi < j.layer_lo || j.layer_hi >= layers) {
     rc = chi_fail(err, CHI_ERR_ARG, "layers %d to %d cannot be edited: the %s has layers 0 to %d", j.layer_lo,
                   j.layer_hi, chi_stack_name(stack), layers - 1);

@@ -19,7 +19,8 @@ typedef struct chi_hyper {
   double steps, lr; /* Adam (0.9, 0.999, 1e-8) */
   bool lr_share;    /* lr counts in |z0| / sqrt(d), so that one number fits models of any scale */
   double stop;      /* ends when the mean -log p of the target's tokens is below; 0 = never */
-  double decay;     /* loss += decay * |delta| / |z0|^2 (the norm is not squared, as in ROME's code) */
+  double decay;     /* loss += decay * |delta| / |z0|^2 (the norm is not squared, as in ROME's code); ft: AdamW's, w *=
+                       1 - lr * decay before each step */
   double clamp;     /* |delta| <= clamp * |z0| after each step; 0 = no limit */
   double lambda;    /* regularisation: a number, or a share of k.k where lambda_share is set */
   bool lambda_share;
@@ -34,9 +35,11 @@ typedef struct chi_hyper {
 int chi_hyper_set(chi_hyper *h, const char *name, const char *text, chi_err *err);
 extern const char *const chi_hyper_names[]; /* ended by NULL */
 
+enum { CHI_LAST_LAYER = -1 };
 typedef struct chi_preset {
   const char *name, *doc;
-  int layer_lo, layer_hi; /* default layers, ends included */
+  int layer_lo, layer_hi; /* default layers, ends included; CHI_LAST_LAYER: the last one */
+  const char *weight;     /* ft, lora: what is changed where nobody says, as chi_edit_weights reads it; NULL = "down" */
   chi_hyper hyper;
 } chi_preset;
 
@@ -62,6 +65,7 @@ typedef struct chi_edit_opts {
   int weight;                  /* ft, lora: chi_weight of the layer */
   bool other_stack;            /* ft: the weight is in `stack` (vision, qformer or projector), else in the decoder */
   chi_stack stack;
+  int also[3], n_also;         /* ft: further chi_weights of that layer */
   const char *moments;         /* second moments of keys (edit/moments.h), or NULL = identity */
   const struct chi_demos *demos; /* ike: demonstrations (edit/ike.h), or NULL = none */
 } chi_edit_opts;
@@ -97,6 +101,8 @@ typedef struct chi_method {
 #undef CHI_METHOD
 const chi_method *chi_method_at(size_t i, const char **doc); /* NULL past the end */
 int chi_method_find(const chi_method **out, const char *name, chi_err *err);
+/* "down", "up,down", "vision.down", "qformer.up", "projector.proj1,projector.proj2": weight, also, stack of o. */
+int chi_edit_weights(chi_edit_opts *o, const char *text, chi_err *err);
 int chi_preset_find(const chi_preset **out, const chi_method *m, const char *name, chi_err *err);
 
 /* Delta and info; the delta's header holds method, layers, hyperparameters and the base's hash. The model is unchanged.

@@ -78,7 +78,7 @@ static int edit_at(const chi_method_editor *e, const char *at, int lo, int hi, c
   CHI_TRY(chi_query_make(&q, m, &qo, err));
   CHI_TRY(chi_edit_run(&note->delta, &info, m, &q->req, 1, &o, err));
   note->row = q->req.row;
-  note->layer = hi;
+  note->layer = o.other_stack ? -1 : hi; /* of the decoder: whose keys may be compared */
   note->steps = info.steps;
   note->loss = info.loss_last;
   note->delta_norm = info.delta_norm;
@@ -90,7 +90,7 @@ out:
 }
 
 /* Layers of the editor's settings, its preset's where they name none. */
-static int layers_of(const chi_method_editor *e, int *lo, int *hi, chi_err *err) {
+static int layers_of(const chi_method_editor *e, const chi_model *m, int *lo, int *hi, chi_err *err) {
   const chi_method *method;
   const chi_preset *preset;
   int rc = 0;
@@ -99,6 +99,8 @@ static int layers_of(const chi_method_editor *e, int *lo, int *hi, chi_err *err)
   CHI_TRY(chi_method_find(&method, e->edit.method, err));
   CHI_TRY(chi_preset_find(&preset, method, e->edit.preset, err));
   *lo = preset->layer_lo, *hi = preset->layer_hi;
+  chi_stack stack = e->edit.other_stack ? e->edit.stack : CHI_DECODER;
+  if (*hi == CHI_LAST_LAYER) *lo = *hi = stack == CHI_PROJECTOR ? 0 : m->net.shape.stack[stack].layers - 1;
 out:
   return rc;
 }
@@ -110,7 +112,7 @@ int chi_editor_method(const chi_editor *e, chi_editor_note *note, chi_model *m, 
   const chi_method_editor *me = e->ud;
   const chi_edit_item *it = &set->item[item];
   const char *at = it->edit_at ? it->edit_at : me->query.at;
-  CHI_TRY(layers_of(me, &lo, &hi, err));
+  CHI_TRY(layers_of(me, m, &lo, &hi, err));
   if (strcmp(at, "auto") == 0) {
     chi_located found;
     CHI_TRY(locate(&found, where, me, m, it, err));
@@ -133,7 +135,7 @@ int chi_editor_random(const chi_editor *e, chi_editor_note *note, chi_model *m, 
   const chi_edit_item *it = &set->item[item];
   chi_prompt *p = NULL;
   uint32_t layers = (uint32_t)m->net.decoder.spec.layers;
-  CHI_TRY(layers_of(me, &lo, &hi, err));
+  CHI_TRY(layers_of(me, m, &lo, &hi, err));
   CHI_TRY(request_prompt(&p, me, m, it, err));
   int span = hi - lo;
   hi = (int)(chi_rng_u32(me->query.seed, 0x73697465u, (uint32_t)item, 0) % layers);
@@ -368,7 +370,7 @@ static int one_edit(work *w, const chi_editor *e, chi_err *err) {
     goto out;
   }
   chi_key_job kj = {.m = w->m, .set = w->set, .item = (size_t)(w->it - w->set->item), .o = w->o, .note = &note};
-  if (note.delta && note.row >= 0 && w->it->image) CHI_TRY(chi_edits_keys(&key, &kj, err));
+  if (note.delta && note.row >= 0 && note.layer >= 0 && w->it->image) CHI_TRY(chi_edits_keys(&key, &kj, err));
   CHI_TRY(trace_cell(w, e, &note, &cell, err));
   if (note.delta) CHI_TRY(chi_delta_apply(note.delta, w->m, &undo, err));
   CHI_TRY(ask_all(w, note.context, w->after, &p, err));
