@@ -13,7 +13,7 @@ typedef struct args {
   cli_edit_args e;
   const char *model, *split, *out, *before, *sweep, *chain, *untouched;
   int64_t limit, others, every, probes, n_untouched;
-  bool baselines, trace;
+  bool baselines, trace, random;
 } args;
 static const args kDefaults = {.c = CLI_COMMON_DEFAULTS,
                                .e = CLI_EDIT_DEFAULTS,
@@ -47,6 +47,8 @@ static const cli_opt kOpts[] = {
      .doc = "with --sequential: items of this file and split, about none of the edited entities, are asked too"},
     {.name = "--untouched-limit", .arg = "N", .kind = CLI_INT, CLI_AT(args, n_untouched), .min = 0, .max = 1e9,
      .doc = "so many of them at most, evenly spaced; 0 = all"},
+    {.name = "--random-site", .kind = CLI_FLAG, CLI_AT(args, random),
+     .doc = "the method at a random layer and row of each prompt in place of its own: a row of --baselines alone"},
     {.name = "--baselines", .kind = CLI_FLAG, CLI_AT(args, baselines),
      .doc = "also rows for no edit, the bias edit, and the method at a random layer and row"},
     {.name = "--others", .arg = "N", .kind = CLI_INT, CLI_AT(args, others), .min = 1, .max = 10000,
@@ -101,11 +103,15 @@ static int make_editors(work *w, chi_err *err) {
   int rc = 0;
   cli_edit_args bias = CLI_EDIT_DEFAULTS;
   bool none = strcmp(w->a->e.method, "none") == 0;
+  if (w->a->random && (none || w->a->baselines || w->a->sweep || w->a->chain))
+    return cli_usage(err, "--random-site is a row of one method: no --baselines, --sweep, --sequential");
   bias.method = "bias", bias.at = "last-prompt";
   if (!none) {
     CHI_TRY(cli_edit_plan_make(&w->plan, &w->a->e, &w->a->c, err));
     w->method = (chi_method_editor){.edit = w->plan.edit, .query = w->plan.query, .mem = w->a->c.mem};
-    if (w->a->sweep)
+    if (w->a->random)
+      add_editor(w, "random site", &w->method, chi_editor_random);
+    else if (w->a->sweep)
       CHI_TRY(sweep(w, err));
     else
       add_editor(w, w->a->e.method, &w->method, chi_editor_method);

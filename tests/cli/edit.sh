@@ -123,6 +123,12 @@ fails 2 'is a rising list' 'points that fall' eval edits "$T/r.jsonl" --model "$
 fails 1 'the set has 2 edits' 'a chain longer than the set' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --sequential 3
 fails 2 'a chain of one method' 'a chain of several' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --sequential 1 --baselines
 fails 2 'belongs to --sequential' 'untouched questions alone' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --untouched "$T/i.jsonl"
+works 'a random site alone' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --steps 2 --others 1 --random-site --before "$T/log.jsonl" -o "$T/random.jsonl"
+check 'is the row of --baselines' [ "$(grep -c '"random site|' "$T/random.jsonl")" = 2 ]
+grep '"random site|' "$T/log.jsonl" >"$T/a.rows"
+grep '"random site|' "$T/random.jsonl" >"$T/b.rows"
+check 'with its bits' cmp "$T/a.rows" "$T/b.rows"
+fails 2 'a row of one method' 'a random site and baselines' eval edits "$T/r.jsonl" --model "$tiny" --layer 1 --random-site --baselines
 printf '{"question":"Why?"}\n' >"$T/bad.jsonl"
 fails 1 "bad.jsonl: line 1: field 'target' is missing" 'a set with a missing field' eval edits "$T/bad.jsonl" --model "$tiny"
 
