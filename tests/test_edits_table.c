@@ -21,7 +21,9 @@ static void make_set(chi_edit_set *s) {
   assert_works(chi_edit_set_load(s, path, NULL, 0, err));
 }
 
-static json_t *kept(int n, int of, int right) { return json_pack("{s:i,s:i,s:i}", "n", of, "kept", n, "right", right); }
+static json_t *kept(int n, int of, int right) {
+  return json_pack("{s:i,s:i,s:i,s:i}", "n", of, "kept", n, "right", right, "right_before", of);
+}
 
 /* Values that differ between editors and items, by a fixed rule. */
 static int draw(int editor, int item, int part, int of) {
@@ -109,6 +111,7 @@ static void test_table(void **state) {
     mean += part_value(1, i, 4) / ITEMS, unrelated += (2 * 0.5 + draw(1, i, 5, 2)) / 4 / ITEMS;
   near(s[CHI_EDITS_PROBE + CHI_PROBE_SAME_PICTURE].mean.value, mean);
   near(s[CHI_EDITS_UNRELATED].mean.value, unrelated);
+  near(s[CHI_EDITS_CHANGE].mean.value, unrelated - 1);
   assert_true(s[CHI_EDITS_PROBE + CHI_PROBE_REVERSE].mean.n == 0);
   /* the curve: the best of the three; own effects are 0, .3, .6 */
   int best = headline(a, 7) >= headline(b, 7) ? 0 : 1;

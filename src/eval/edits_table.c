@@ -7,8 +7,8 @@
 
 /* ---- columns ---------------------------------------------------------------------------------------- */
 const char *chi_edits_column(int c, char buf[64]) {
-  static const char *const last[] = {"right.unrelated", "key_cosine", "leak_share",
-                                     "leak_share_max",  "trace_own",  "trace"};
+  static const char *const last[] = {
+      "right.unrelated", "right.unrelated_change", "key_cosine", "leak_share", "leak_share_max", "trace_own", "trace"};
   if (c == CHI_EDITS_HEADLINE) return "headline";
   if (c == CHI_EDITS_RELIABLE) return "reliability";
   if (c == CHI_EDITS_P) return "p_target";
@@ -37,16 +37,19 @@ static double share(const json_t *line, int kind, const char *key) {
   return of > 0 ? n / of : NAN;
 }
 
+/* Of (d) and (e) together. */
+static double unrelated(const json_t *line, const char *key) {
+  double of = 0, n = counted(line, CHI_PROBE_OTHER_PICTURE, key, &of) + counted(line, CHI_PROBE_OTHER_TEXT, key, &of);
+  return of > 0 ? n / of : NAN;
+}
+
 double chi_edits_value(const json_t *line, int c) {
   const json_t *key = json_object_get(line, "key"), *cell = json_object_get(line, "trace");
   if (!line || c == CHI_EDITS_HEADLINE) return NAN;
   if (c == CHI_EDITS_RELIABLE) return json_is_true(json_object_get(line, "reliable")) ? 1 : 0;
   if (c == CHI_EDITS_P) return real(line, "p_target");
-  if (c == CHI_EDITS_UNRELATED) {
-    double of = 0, n = counted(line, CHI_PROBE_OTHER_PICTURE, "right", &of);
-    n += counted(line, CHI_PROBE_OTHER_TEXT, "right", &of);
-    return of > 0 ? n / of : NAN;
-  }
+  if (c == CHI_EDITS_UNRELATED) return unrelated(line, "right");
+  if (c == CHI_EDITS_CHANGE) return unrelated(line, "right") - unrelated(line, "right_before");
   if (c == CHI_EDITS_COSINE) return real(key, "cosine_mean");
   if (c == CHI_EDITS_LEAK) return real(key, "leak_mean");
   if (c == CHI_EDITS_LEAK_MAX) return real(key, "leak_max");

@@ -15,6 +15,7 @@ enum {
   CHI_EDITS_PROBE,    /* + chi_probe_kind: share of an edit's probes where the answer follows, or stays */
   CHI_EDITS_RIGHT = CHI_EDITS_PROBE + CHI_PROBES,     /* + chi_probe_kind: share right after the edit */
   CHI_EDITS_UNRELATED = CHI_EDITS_RIGHT + CHI_PROBES, /* right after the edit of (d) and (e) together */
+  CHI_EDITS_CHANGE,                                    /* the same less those that were right before */
   CHI_EDITS_COSINE,                                   /* of the key with those of other pictures, mean */
   CHI_EDITS_LEAK,                                     /* mean of |leak|; next: the largest */
   CHI_EDITS_LEAK_MAX,
@@ -22,7 +23,7 @@ enum {
   CHI_EDITS_TRACE,
   CHI_EDITS_COLUMNS
 };
-/* "headline", "reliability", "p_target", "paraphrase", ..., "right.paraphrase", ..., "right.unrelated", "key_cosine",
+/* "headline", "reliability", "p_target", "paraphrase", ..., "right.paraphrase", ..., "right.unrelated", "right.unrelated_change", "key_cosine",
  * "leak_share", "leak_share_max", "trace_own", "trace". */
 const char *chi_edits_column(int column, char buf[64]);
 /* The share or number of one line of a log; NAN: it has none. No line has a headline. */

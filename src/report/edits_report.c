@@ -17,8 +17,9 @@ static const struct shown {
   kRest[] = {{PROBE(TEXT_TWIN), "by name", true},       {PROBE(ONE_HOP), "one hop", true},
              {PROBE(REVERSE), "reverse", true},         {PROBE(SAME_RELATION), "(c)", true},
              {PROBE(OTHER_PICTURE), "(d)", true},       {PROBE(OTHER_TEXT), "(e)", true},
-             {CHI_EDITS_UNRELATED, "d, e right", true}, {CHI_EDITS_COSINE, "key cosine", false},
-             {CHI_EDITS_LEAK, "leak", false},           {CHI_EDITS_LEAK_MAX, "largest", false}};
+             {CHI_EDITS_UNRELATED, "d, e right", true}, {CHI_EDITS_CHANGE, "less before", true},
+             {CHI_EDITS_COSINE, "key cosine", false},   {CHI_EDITS_LEAK, "leak", false},
+             {CHI_EDITS_LEAK_MAX, "largest", false}};
 enum { kMains = sizeof kMain / sizeof *kMain, kRests = sizeof kRest / sizeof *kRest };
 
 static const chi_edits_stat *stat_of(const chi_edits_table *t, int row, int column) {
@@ -144,9 +145,9 @@ int chi_edits_text(const chi_edits_table *t, int width, chi_str *out, chi_err *e
       "mean of target said, paraphrase, rendering, (a) and (b). Paraphrase, rendering, by name, one hop, reverse:\n"
       "the answer that follows from the edit is said. The answer stays as it was: (a) to the same question about\n"
       "other pictures, (b) to other questions about the same picture, (c) about others by name, (d) about\n"
-      "unrelated pictures, (e) in unrelated texts; right: it is true. Leak: share of the change that another\n"
-      "picture's key receives, in size. p: the two editors swapped for whole entities; Holm: over the rows\n"
-      "compared.\n");
+      "unrelated pictures, (e) in unrelated texts; right: it is true, and less than before the edit. Leak: share\n"
+      "of the change that another picture's key receives, in size. p: the two editors swapped for whole\n"
+      "entities; Holm: over the rows compared.\n");
   if (out->failed) rc = chi_fail(err, CHI_ERR_MEMORY, "no memory for the result");
 out:
   return rc;
