@@ -5,7 +5,8 @@
 #   docs/studies/demo/run.sh --text [OUT]              part R: SmolLM2 on the facts of known_1000.json (KNOWN names the file)
 #
 # CHIASM names the program (build/chiasm). PAIRS: items with two constraints of each form in the main run (60; of the second seed
-# 35). LIMIT=N stops every run after N items. It can be stopped with anything: the same command goes on where it was.
+# 35). KEEP: where tables and figures go, else here. LIMIT=N stops every run after N items, DRAWS=N draws less often. It can
+# be stopped with anything: the same command goes on where it was.
 set -eu
 chiasm=${CHIASM:-build/chiasm}
 here=docs/studies/demo
@@ -26,7 +27,8 @@ items() { # NAME OPTIONS...: a part of the test split
 }
 # The page and its tables stay in the run's folder; what the study's page quotes is copied.
 report() { # NAME FIGURES...
-  "$chiasm" report "$out/$1" >/dev/null
+  # shellcheck disable=SC2086
+  "$chiasm" report "$out/$1" ${DRAWS:+--draws $DRAWS} >/dev/null
   cp "$out/$1/report/claims.csv" "$keep/$1.csv"
   name=$1
   shift
@@ -37,7 +39,7 @@ report() { # NAME FIGURES...
 
 if [ "${1:-}" = --text ]; then
   out=${2:-study-run/text}
-  keep=$here
+  keep=${KEEP:-$here}
   smol=models/cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
   mkdir -p "$out"
   study known predict "${KNOWN:-known_1000.json}" --model "$smol" --max-new 4
@@ -57,7 +59,7 @@ fi
 model=${1:-models/demo}
 name=${3:-seed-1}
 out=${2:-study-run/$name}
-keep=$here/$name
+keep=${KEEP:-$here}/$name
 mkdir -p "$out" "$keep"
 pairs=${PAIRS:-60}
 
