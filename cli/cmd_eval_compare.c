@@ -28,7 +28,7 @@ static const cli_opt kOpts[] = {
      .doc = "the rows are a curve, such as layers: which is highest, with its interval"},
     {.name = "--csv", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, csv), .doc = "also every number as tidy CSV"},
     {.name = "--figure", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, figure),
-     .doc = "headline and its parts over the rows, as PNG or SVG"},
+     .doc = "headline and its parts, as PNG or SVG; with --curve over the rows"},
     {.name = "--title", .arg = "TEXT", .kind = CLI_STR, CLI_AT(args, title), .doc = "of the figure"},
     {.name = "--draws", .arg = "N", .kind = CLI_INT, CLI_AT(args, draws), .min = 1, .max = 1e7,
      .doc = "of the bootstrap and of the tests"},
@@ -132,7 +132,7 @@ static int give(work *w, chi_err *err) {
   prov.model_hash = json_string_value(json_object_get(w->head[0], "model"));
   prov.has_seed = true, prov.seed = w->a->seed;
   if (w->a->csv) CHI_TRY(chi_edits_csv(w->table, w->a->csv, err));
-  if (w->a->figure) CHI_TRY(chi_edits_figure(w->table, w->a->title, &prov, w->a->figure, err));
+  if (w->a->figure) CHI_TRY(chi_edits_figure(w->table, w->a->title, w->a->curve, &prov, w->a->figure, err));
   if (w->a->json) {
     CHI_TRY(chi_report_json(&j, "eval compare", &prov, err));
     CHI_TRY(chi_edits_rows_json(&rows, w->table, err));

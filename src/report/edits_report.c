@@ -232,8 +232,36 @@ out:
 }
 
 /* ---- figure --------------------------------------------------------------------------------------------- */
-int chi_edits_figure(const chi_edits_table *t, const char *title, const chi_provenance *prov, const char *path,
-                     chi_err *err) {
+/* Rows as editors: a panel for the headline and each of its parts. */
+static int dots(const chi_edits_table *t, const char *title, const chi_provenance *prov, const char *path,
+                chi_err *err) {
+  int rc = 0, n = 0;
+  size_t rows = (size_t)t->n_rows;
+  chi_arena a = {0};
+  chi_dot_panel panel[kMains];
+  const char **name = chi_arena_array(&a, rows, sizeof *name, err);
+  chi_dot_row *dot = chi_arena_array(&a, kMains * rows, sizeof *dot, err);
+  CHI_TRY(name && dot ? 0 : CHI_ERR_MEMORY);
+  for (size_t r = 0; r < rows; r++) name[r] = t->row[r].name;
+  for (int k = 0; k + 1 < kMains; k++) {
+    chi_dot_row *d = dot + (size_t)n * rows;
+    if (!measured(t, kMain[k].column)) continue;
+    for (size_t r = 0; r < rows; r++) {
+      const chi_est *e = &stat_of(t, (int)r, kMain[k].column)->mean;
+      d[r] = e->n ? (chi_dot_row){100 * e->value, 100 * e->lo, 100 * e->hi} : (chi_dot_row){NAN, NAN, NAN};
+    }
+    panel[n++] = (chi_dot_panel){.title = kMain[k].head, .dot = d, .x_max = 100, .ref = NAN};
+  }
+  chi_dotchart_spec s = {.title = title, .rows = name, .n_rows = t->n_rows, .panels = panel, .n_panels = n};
+  rc = chi_dotchart_save(&s, prov, path, err);
+out:
+  chi_arena_free(&a);
+  return rc;
+}
+
+/* Rows as layers. */
+static int lines(const chi_edits_table *t, const char *title, const chi_provenance *prov, const char *path,
+                 chi_err *err) {
   int rc = 0, n = 0;
   size_t rows = (size_t)t->n_rows;
   chi_arena a = {0};
@@ -267,4 +295,9 @@ int chi_edits_figure(const chi_edits_table *t, const char *title, const chi_prov
 out:
   chi_arena_free(&a);
   return rc;
+}
+
+int chi_edits_figure(const chi_edits_table *t, const char *title, bool curve, const chi_provenance *prov,
+                     const char *path, chi_err *err) {
+  return curve ? lines(t, title, prov, path, err) : dots(t, title, prov, path, err);
 }

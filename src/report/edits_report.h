@@ -15,8 +15,8 @@ int chi_edits_rows_json(json_t **out, const chi_edits_table *t, chi_err *err);
 int chi_edits_curve_json(json_t *o, const chi_edits_table *t, chi_err *err);
 /* row, column, value, lo, hi, n, entities, diff, diff_lo, diff_hi, p, p_holm. */
 int chi_edits_csv(const chi_edits_table *t, const char *path, chi_err *err);
-/* PNG or SVG: headline and its parts over the rows (layers). prov may be NULL. */
-int chi_edits_figure(const chi_edits_table *t, const char *title, const chi_provenance *prov, const char *path,
-                     chi_err *err);
+/* PNG or SVG: headline and its parts, in percent, by row; curve: over the rows as layers. prov may be NULL. */
+int chi_edits_figure(const chi_edits_table *t, const char *title, bool curve, const chi_provenance *prov,
+                     const char *path, chi_err *err);
 
 #endif

@@ -102,7 +102,7 @@ works 'logs beside one another' eval compare "$T/r.jsonl" "$T/log.jsonl" "FT=$T/
 check 'their differences' grep -q '^Differences to none' "$T/out"
 check 'as CSV' grep -q '^FT multedit layer 1,reliability,' "$T/c.csv"
 check 'as a figure' test -s "$T/c.png"
-works 'as JSON' eval compare "$T/r.jsonl" "$T/log.jsonl" --curve --draws 100 --json
+works 'as JSON' eval compare "$T/r.jsonl" "$T/log.jsonl" --curve --draws 100 --json --figure "$T/c.svg"
 check 'with the settings of the log' grep -q '"editors"' "$T/out"
 works 'every second edit' eval compare "$T/r.jsonl" "$T/log.jsonl" --every 2 --draws 100 --json
 check 'is one of two' grep -q '"n": 1' "$T/out"
