@@ -16,7 +16,7 @@ typedef struct args {
   cli_list corrupt;
   int64_t null_draws, controls, limit, batch, max_new;
   uint64_t seed;
-  bool no_donor, one_direction, retry, text_only;
+  bool no_donor, one_direction, from_words, retry, text_only;
 } args;
 static const args kDefaults = {.c = CLI_COMMON_DEFAULTS,
                                .model = "demo",
@@ -45,6 +45,8 @@ static const cli_opt kOpts[] = {
     {.name = "--no-donor", .kind = CLI_FLAG, CLI_AT(args, no_donor), .doc = "trace: without the donor control"},
     {.name = "--one-direction", .kind = CLI_FLAG, CLI_AT(args, one_direction),
      .doc = "trace: not also the corrupted value into the clean run"},
+    {.name = "--from-words", .kind = CLI_FLAG, CLI_AT(args, from_words),
+     .doc = "trace: only tokens from the bracketed words on; some four times as fast with pictures"},
     {.name = "--null-draws", .arg = "N", .kind = CLI_INT, CLI_AT(args, null_draws), .min = 0, .max = 100,
      .doc = "trace: draws of as many cells at random places"},
     {.name = "--controls", .arg = "N", .kind = CLI_INT, CLI_AT(args, controls), .min = 0, .max = 100,
@@ -219,6 +221,7 @@ static int options(chi_study_opts *o, const cli *c, const args *a, chi_err *err)
                         .noise_ref = a->noise_ref,
                         .no_donor = a->no_donor,
                         .one_direction = a->one_direction,
+                        .from_words = a->from_words,
                         .null_draws = (int32_t)a->null_draws,
                         .controls = (int32_t)a->controls,
                         .seed = a->seed,

@@ -445,6 +445,42 @@ static void test_found_donor(void **state) {
   chi_prompt_free(p);
 }
 
+/* From the words on: the same cells as of the whole map, fewer of them. Before the words the clean run's value changes
+ * nothing, to the bit; another picture's does. */
+static void test_from_words(void **state) {
+  (void)state;
+  chi_prompt *p = prompt(kOne);
+  chi_trace_opts o = options("random");
+  o.site[CHI_TRACE_NO_MLP] = true;
+  o.both_directions = true;
+  o.donor = DONOR;
+  chi_trace *whole = trace(p, o);
+  o.from_words = true;
+  chi_trace *part = trace(p, o);
+  int skipped = whole->n_tokens - part->n_tokens, moved = 0;
+  assert_true(skipped > 1);
+  assert_int_equal(part->rows[0], p->span[0].lo);
+  for (int src = 0; src < CHI_TRACE_SOURCES; src++)
+    for (int s = 0; s < CHI_TRACE_SITES; s++) {
+      if (!whole->cell[src][s]) continue;
+      for (int l = 0; l < chi_trace_steps(whole, s); l++) {
+        for (int r = 0; r < part->n_tokens; r++)
+          assert_true(same_metrics(chi_trace_at(part, src, s, l, r), chi_trace_at(whole, src, s, l, r + skipped)));
+        for (int r = 0; r < skipped; r++) {
+          double change = chi_trace_at(whole, src, s, l, r)->p - chi_trace_base_of(whole, src)->p;
+          if (src == CHI_TRACE_DONOR)
+            moved += fabs(change) > 0;
+          else
+            assert_true(fabs(change) == 0);
+        }
+      }
+    }
+  assert_true(moved > 0);
+  chi_trace_free(whole);
+  chi_trace_free(part);
+  chi_prompt_free(p);
+}
+
 static void test_refusals(void **state) {
   (void)state;
   chi_path to;
@@ -485,6 +521,6 @@ int main(void) {
                                      cmocka_unit_test(test_identities),    cmocka_unit_test(test_brackets),
                                      cmocka_unit_test(test_many),          cmocka_unit_test(test_random_sites),
                                      cmocka_unit_test(test_random_tokens), cmocka_unit_test(test_found_donor),
-                                     cmocka_unit_test(test_refusals)};
+                                     cmocka_unit_test(test_from_words),    cmocka_unit_test(test_refusals)};
   return cmocka_run_group_tests(tests, open_model, close_model);
 }

@@ -79,6 +79,7 @@ typedef struct chi_trace_opts {
   bool span_cell;            /* each bracket's rows are put back together, as one cell */
   const char *groups;        /* further cells, each a set of rows (chi_select_rows) put back together: "late;constraint" */
   bool all_rows;             /* every row; else from the last picture row (row 0 without a picture) on */
+  bool from_words;           /* from the first bracket on: before it, a donor's value tells nothing about the words */
   chi_path path;             /* receiver, for site path */
   int32_t null_draws;        /* random-site control: so many draws for each of mlp, attn, hidden, head that is asked for */
   uint64_t null_seed;

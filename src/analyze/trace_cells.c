@@ -182,6 +182,14 @@ out:
   return rc;
 }
 
+/* Rows before the corruption are the same in the clean and the corrupted run, to the bit: what is put back there is
+ * what stands there. */
+static bool changes_nothing(const chi_trace *t, chii_cell c) {
+  const chi_corruption *k = &t->corruption;
+  if (c.source != CHI_TRACE_OWN && c.source != CHI_TRACE_NOISE) return false;
+  return k->kind != CHI_CORRUPT_PICTURE && k->span > 0 && t->cell_rows[c.row][t->n_cell[c.row] - 1] < k->rows[0];
+}
+
 static int add_cell(chii_cells *cs, const chi_trace *t, chii_cell c, chi_err *err) {
   int rc = 0, branch, layer, head;
   const struct chii_runs *r = &cs->run[c.job];
@@ -196,7 +204,7 @@ static int add_cell(chii_cells *cs, const chi_trace *t, chii_cell c, chi_err *er
   CHI_TRY(chi_plan_child(cs->plan, base, &branch, err));
   if (c.source == CHII_NULL) {
     CHI_TRY(add_draw(t, cs->plan, branch, from, c, err));
-  } else {
+  } else if (!changes_nothing(t, c)) {
     const int32_t *rows = t->cell_rows[c.row];
     chi_trace_step(t, c.site, c.step, &layer, &head);
     int at = c.site * t->n_layers + (layer < 0 ? 0 : layer);

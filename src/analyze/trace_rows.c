@@ -62,7 +62,9 @@ int chii_trace_rows(chi_trace *t, chi_err *err) {
   int rc = 0;
   const chi_prompt *p = t->prompt;
   const chi_trace_opts *o = &t->opts;
-  int32_t first = o->all_rows || p->n_image == 0 ? 0 : p->image_row + p->n_image - 1;
+  int32_t first = o->from_words && p->n_spans > 0  ? p->span[0].lo
+                  : o->all_rows || p->n_image == 0 ? 0
+                                                   : p->image_row + p->n_image - 1;
   size_t max = (size_t)(p->n_rows - first) + kMaxGroups, layers = (size_t)(CHI_TRACE_SITES * t->n_layers);
   if (o->window < 1) return chi_fail(err, CHI_ERR_ARG, "--window must be at least 1");
   t->every = chi_arena_array(&t->arena, (size_t)t->n_rows_total, sizeof *t->every, err);

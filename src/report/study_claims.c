@@ -2,6 +2,7 @@
 #include "report/study_claims.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,6 +68,16 @@ int chii_claim_put(chii_claims *c, const chii_claim *one, chi_err *err) {
   chi_csv_int(c->csv, one->e.clusters);
   chi_csv_str(c->csv, kWord[one->verdict]);
   return chi_csv_row(c->csv, err);
+}
+
+int chii_claim_say(chii_claims *c, const char *id, const chi_est *e, double height, double p, int decimals,
+                   chii_verdict v, chi_err *err, const char *fmt, ...) {
+  chii_claim one = {.id = id, .e = *e, .height = height, .p_family = p, .decimals = decimals, .verdict = v};
+  va_list ap;
+  va_start(ap, fmt);
+  vsnprintf(one.what, sizeof one.what, fmt, ap);
+  va_end(ap);
+  return chii_claim_put(c, &one, err);
 }
 
 int chii_study_claims(chii_study *s, chi_err *err) {
@@ -259,4 +270,57 @@ int chii_maps_test(chii_maps *m, chii_study *s, chi_err *err) {
 out:
   chi_free(x);
   return rc;
+}
+
+const char *chii_claim_corruption(const chii_study *s) {
+  const json_t *list = json_object_get(s->settings, "corrupt");
+  size_t i;
+  json_t *v;
+  json_array_foreach(list, i, v) if (chi_streq(json_string_value(v), "substitute")) return "substitute";
+  return json_string_value(json_array_get(list, 0));
+}
+
+/* ---- peaks ----------------------------------------------------------------------------------------------- */
+typedef struct peak {
+  chi_est layer, height; /* where the mean curve is highest, and the mean there */
+  double p;              /* family-wise, of that cell */
+} peak;
+
+static int peak_of(peak *out, const chii_maps *m, chii_study *s, const chii_map *p, bool diff, int role, chi_err *err) {
+  int rc = 0;
+  int32_t n = m->v->cl.n_items;
+  double share, *x = chi_calloc((size_t)n * (size_t)(p->layers + 1), sizeof *x, err), *column = x + n * p->layers;
+  CHI_TRY(x ? 0 : CHI_ERR_MEMORY);
+  chii_map_role(x, p, diff, n, role);
+  CHI_TRY(chi_boot_peak(&out->layer, &share, &m->v->cl, x, NULL, (int32_t)p->layers, &s->boot, err));
+  out->p = NAN;
+  out->height = (chi_est){.value = NAN, .lo = NAN, .hi = NAN};
+  if (isnan(out->layer.value)) goto out;
+  int64_t l = (int64_t)out->layer.value;
+  for (int32_t i = 0; i < n; i++) column[i] = x[i * p->layers + l];
+  CHI_TRY(chi_boot_mean(&out->height, &m->v->cl, column, NULL, &s->boot, err));
+  if (p->test && diff == (p->donor.size > 0)) out->p = p->test[l * CHI_STUDY_ROLES + role].p; /* of what was tested */
+out:
+  chi_free(x);
+  return rc;
+}
+
+/* A peak counts where its cell is outlined; a small one is none. */
+static chii_verdict by_peak(const chii_study *s, const peak *k, double lo, double hi) {
+  double alpha = s->opts->alpha > 0 ? s->opts->alpha : 0.05;
+  if (!(k->p < alpha)) return k->height.hi < kSmall ? CHII_NOT_FOUND : CHII_UNDECIDED;
+  if (k->height.value < kSmall) return CHII_NOT_FOUND;
+  return chii_by_range(&k->layer, lo, hi);
+}
+
+int chii_claim_peak(chii_claims *c, const char *id, const chii_maps *m, const char *site, int window, bool diff,
+                    int role, double lo, double hi, chi_err *err) {
+  peak k;
+  const chii_map *p = chii_maps_find(m, site, window);
+  if (!p || (diff && !p->donor.size)) return 0;
+  int rc = peak_of(&k, m, c->s, p, diff, role, err);
+  if (rc) return rc;
+  return chii_claim_say(c, id, &k.layer, k.height.value, k.p, 0, hi >= lo ? by_peak(c->s, &k, lo, hi) : CHII_NO_VERDICT,
+                        err, "layer of the largest mean %s: %s, %s, window %d; %s", diff ? "D" : "E", site,
+                        chi_study_role_name[role], window, m->v->title);
 }

@@ -25,6 +25,9 @@ typedef struct chii_claim {
   chii_verdict verdict; /* CHII_NO_VERDICT: a control or a part */
 } chii_claim;
 int chii_claim_put(chii_claims *c, const chii_claim *one, chi_err *err);
+/* A row from its parts; the statistic by printf. Not a cell or a peak: NaN. */
+int chii_claim_say(chii_claims *c, const char *id, const chi_est *e, double height, double p, int decimals,
+                   chii_verdict v, chi_err *err, const char *fmt, ...) __attribute__((format(printf, 9, 10)));
 /* Effects on p: at least 0.05 in the direction claimed (up), and an interval without 0. */
 chii_verdict chii_by_size(const chi_est *e);
 /* The interval lies above `line` (sign 1) or below it (-1), or on its other side. */
@@ -73,7 +76,16 @@ double chii_map_at(const chii_map *m, bool difference, int32_t item, int64_t lay
 /* x[n_items][layers] of one role. */
 void chii_map_role(double *x, const chii_map *m, bool difference, int32_t n_items, int role);
 
-int chii_claims_maps(chii_claims *c, chi_err *err);     /* S, R */
+/* The corruption that claims stand on: the substitute where the run has it, else the first; NULL: none. */
+const char *chii_claim_corruption(const chii_study *s);
+/* The layer of a role's largest mean D (or E), with its height. It lies in [lo, hi]: by the protocol's rules, where the cell is
+ * outlined and not small. hi < lo: no verdict. Nothing is put where the map is missing. */
+int chii_claim_peak(chii_claims *c, const char *id, const chii_maps *m, const char *site, int window, bool diff,
+                    int role, double lo, double hi, chi_err *err);
+
+int chii_claims_maps(chii_claims *c, chi_err *err);     /* S */
+int chii_claims_twins(chii_claims *c, chi_err *err);    /* S5, S6 */
+int chii_claims_noise(chii_claims *c, chi_err *err);    /* R */
 int chii_claims_transfer(chii_claims *c, chi_err *err); /* S10, T, F */
 int chii_claims_probe(chii_claims *c, chi_err *err);    /* of T6; keeps its curves for chii_probe_chart */
 

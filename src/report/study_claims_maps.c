@@ -1,5 +1,4 @@
-/* Claims about where a fact is kept, from causal maps: S1 to S9 and S11 (Basu et al. 2024), R1 to R3 (Meng et al.
- * 2022). */
+/* Claims about where a fact is kept, from causal maps: S1 to S4, S7 to S9 and S11 (Basu et al. 2024). */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,71 +11,6 @@ static const double kSmall = 0.05;
 
 /* Published layers 1-4 of 32, read as 0-3 and as 1-4, the wider range: the last layer of ours. */
 static int64_t early(int64_t layers) { return (5 * layers + 31) / 32 - 1; }
-
-static const char *corruption(const chii_study *s) {
-  const json_t *list = json_object_get(s->settings, "corrupt");
-  size_t i;
-  json_t *v;
-  json_array_foreach(list, i, v) if (chi_streq(json_string_value(v), "substitute")) return "substitute";
-  return json_string_value(json_array_get(list, 0));
-}
-
-static int put(chii_claims *c, const char *id, const chi_est *e, double height, double p, int decimals, chii_verdict v,
-               chi_err *err, const char *fmt, ...) __attribute__((format(printf, 9, 10)));
-static int put(chii_claims *c, const char *id, const chi_est *e, double height, double p, int decimals, chii_verdict v,
-               chi_err *err, const char *fmt, ...) {
-  chii_claim one = {.id = id, .e = *e, .height = height, .p_family = p, .decimals = decimals, .verdict = v};
-  va_list ap;
-  va_start(ap, fmt);
-  vsnprintf(one.what, sizeof one.what, fmt, ap);
-  va_end(ap);
-  return chii_claim_put(c, &one, err);
-}
-
-/* ---- peaks ----------------------------------------------------------------------------------------------- */
-typedef struct peak {
-  chi_est layer, height; /* where the mean curve is highest, and the mean there */
-  double p;              /* family-wise, of that cell */
-} peak;
-
-static int peak_of(peak *out, const chii_maps *m, chii_study *s, const chii_map *p, bool diff, int role, chi_err *err) {
-  int rc = 0;
-  int32_t n = m->v->cl.n_items;
-  double share, *x = chi_calloc((size_t)n * (size_t)(p->layers + 1), sizeof *x, err), *column = x + n * p->layers;
-  CHI_TRY(x ? 0 : CHI_ERR_MEMORY);
-  chii_map_role(x, p, diff, n, role);
-  CHI_TRY(chi_boot_peak(&out->layer, &share, &m->v->cl, x, NULL, (int32_t)p->layers, &s->boot, err));
-  out->p = NAN;
-  out->height = (chi_est){.value = NAN, .lo = NAN, .hi = NAN};
-  if (isnan(out->layer.value)) goto out;
-  int64_t l = (int64_t)out->layer.value;
-  for (int32_t i = 0; i < n; i++) column[i] = x[i * p->layers + l];
-  CHI_TRY(chi_boot_mean(&out->height, &m->v->cl, column, NULL, &s->boot, err));
-  if (p->test && diff == (p->donor.size > 0)) out->p = p->test[l * CHI_STUDY_ROLES + role].p; /* of what was tested */
-out:
-  chi_free(x);
-  return rc;
-}
-
-/* A peak counts where its cell is outlined; a small one is none. */
-static chii_verdict by_peak(const chii_study *s, const peak *k, double lo, double hi) {
-  double alpha = s->opts->alpha > 0 ? s->opts->alpha : 0.05;
-  if (!(k->p < alpha)) return k->height.hi < kSmall ? CHII_NOT_FOUND : CHII_UNDECIDED;
-  if (k->height.value < kSmall) return CHII_NOT_FOUND;
-  return chii_by_range(&k->layer, lo, hi);
-}
-
-static int put_peak(chii_claims *c, const char *id, const chii_maps *m, const char *site, int window, bool diff,
-                    int role, double lo, double hi, chi_err *err) {
-  peak k;
-  const chii_map *p = chii_maps_find(m, site, window);
-  if (!p || (diff && !p->donor.size)) return 0;
-  int rc = peak_of(&k, m, c->s, p, diff, role, err);
-  if (rc) return rc;
-  return put(c, id, &k.layer, k.height.value, k.p, 0, hi >= lo ? by_peak(c->s, &k, lo, hi) : CHII_NO_VERDICT, err,
-             "layer of the largest mean %s: %s, %s, window %d; %s", diff ? "D" : "E", site, chi_study_role_name[role],
-             window, m->v->title);
-}
 
 /* ---- S1 to S4, S7 ------------------------------------------------------------------------------------------ */
 static double first_less_rest(const double *a, const double *b, int l) {
@@ -110,8 +44,9 @@ static int enough(chii_claims *c, const chii_maps *m, const char *site, int wind
   double fp = p->test ? p->test[at * CHI_STUDY_ROLES + CHI_STUDY_END].p : NAN;
   chii_verdict v = window > 1 ? CHII_NO_VERDICT : chii_by_size(&e);
   if (v == CHII_FOUND && !(fp < alpha)) v = CHII_UNDECIDED;
-  CHI_TRY(put(c, "S3", &e, NAN, fp, 3, v, err, "largest mean D of layers 0-%d: %s, last word token, window %d; %s",
-              (int)early(p->layers), site, window, m->v->title));
+  CHI_TRY(chii_claim_say(c, "S3", &e, NAN, fp, 3, v, err,
+                         "largest mean D of layers 0-%d: %s, last word token, window %d; %s", (int)early(p->layers),
+                         site, window, m->v->title));
 out:
   chi_free(x);
   return rc;
@@ -126,8 +61,9 @@ static int first_layer(chii_claims *c, const chii_maps *m, chi_err *err) {
   CHI_TRY((x = chi_calloc((size_t)m->v->cl.n_items * (size_t)p->layers, sizeof *x, err)) ? 0 : CHI_ERR_MEMORY);
   chii_map_role(x, p, true, m->v->cl.n_items, CHI_STUDY_END);
   CHI_TRY(chii_boot_curves(&e, &m->v->cl, x, NULL, (int)p->layers, (int)p->layers, first_less_rest, &c->s->boot, err));
-  CHI_TRY(put(c, "S4", &e, NAN, NAN, 3, chii_by_size(&e), err,
-              "mean D of layer 0 less the largest of the others: mlp, last word token, window 1; %s", m->v->title));
+  CHI_TRY(chii_claim_say(c, "S4", &e, NAN, NAN, 3, chii_by_size(&e), err,
+                         "mean D of layer 0 less the largest of the others: mlp, last word token, window 1; %s",
+                         m->v->title));
 out:
   chi_free(x);
   return rc;
@@ -141,15 +77,15 @@ static int one_bracket(chii_claims *c, const char *forms, bool whole, chi_err *e
   snprintf(name, sizeof name, "%s", whole ? "one bracket, right" : forms);
   CHI_TRY(chii_view_of(&v, c->s, name, &(chii_which){.forms = forms, .right = 1, .brackets = 1}, err));
   if (v.cl.n < 5) goto out;
-  CHI_TRY(chii_maps_load(&m, c->s, &v, c->s->ask, corruption(c->s), err));
+  CHI_TRY(chii_maps_load(&m, c->s, &v, c->s->ask, chii_claim_corruption(c->s), err));
   CHI_TRY(chii_maps_test(&m, c->s, err));
   const chii_map *p = chii_maps_find(&m, "mlp", 1);
   double hi = p ? (double)early(p->layers) : -1;
   for (int k = 0; k < 2 && p; k++) {
     const char *id = whole ? k ? "S2" : "S1" : "S7";
-    CHI_TRY(put_peak(c, id, &m, kSites[k], 1, true, CHI_STUDY_END, 0, hi, err));
-    CHI_TRY(put_peak(c, id, &m, kSites[k], 1, false, CHI_STUDY_END, 0, -1, err));
-    if (whole) CHI_TRY(put_peak(c, id, &m, kSites[k], 1, true, CHI_STUDY_LAST, 0, -1, err));
+    CHI_TRY(chii_claim_peak(c, id, &m, kSites[k], 1, true, CHI_STUDY_END, 0, hi, err));
+    CHI_TRY(chii_claim_peak(c, id, &m, kSites[k], 1, false, CHI_STUDY_END, 0, -1, err));
+    if (whole) CHI_TRY(chii_claim_peak(c, id, &m, kSites[k], 1, true, CHI_STUDY_LAST, 0, -1, err));
   }
   for (int w = 0; w < 7 && whole; w++)
     for (int k = 0; k < 2; k++) CHI_TRY(enough(c, &m, kSites[k], w, err));
@@ -160,102 +96,29 @@ out:
   return rc;
 }
 
-/* ---- S5, S6: twins --------------------------------------------------------------------------------------- */
-/* Curves of window 1, then of window 6, of an item and its twin: a[4 l]. */
-static double ratio_shift(const double *a, const double *b, int l) {
-  double top[4];
-  (void)b;
-  for (int k = 0; k < 4; k++) {
-    top[k] = -INFINITY;
-    for (int i = 0; i < l; i++) top[k] = a[k * l + i] > top[k] ? a[k * l + i] : top[k];
-  }
-  return top[1] > 0 && top[3] > 0 ? top[2] / top[3] - top[0] / top[1] : (double)NAN;
-}
-
-static int twin_ratio(chii_claims *c, const char *twin, const chii_maps *a, const chii_maps *b, const char *site,
-                      chi_err *err) {
+/* The other corruptions of a run, beside the one that the claims stand on. */
+static int other_corruptions(chii_claims *c, chi_err *err) {
+  static const int kRole[] = {CHI_STUDY_END, CHI_STUDY_LAST};
   int rc = 0;
-  const chii_map *p[4] = {chii_maps_find(a, site, 1), chii_maps_find(a, site, 6), chii_maps_find(b, site, 1),
-                          chii_maps_find(b, site, 6)};
-  double *x = NULL;
-  chi_est e;
-  for (int k = 0; k < 4; k++)
-    if (!p[k]) return 0;
-  int64_t L = p[0]->layers;
-  int32_t n = a->v->cl.n_items;
-  CHI_TRY((x = chi_calloc((size_t)n, (size_t)(4 * L) * sizeof *x, err)) ? 0 : CHI_ERR_MEMORY);
-  for (int32_t i = 0; i < n; i++)
-    for (int k = 0; k < 4; k++)
-      for (int64_t l = 0; l < L; l++) x[(i * 4 + k) * L + l] = chii_map_at(p[k], false, i, l, CHI_STUDY_END);
-  CHI_TRY(chii_boot_curves(&e, &a->v->cl, x, NULL, (int)(4 * L), (int)L, ratio_shift, &c->s->boot, err));
-  CHI_TRY(
-      put(c, "S6", &e, NAN, NAN, 3, chii_by_side(&e, 0, -1), err,
-          "largest mean E in window 1 over that in window 6, twin \xe2\x80\x9c%s\xe2\x80\x9d less item: %s, last word "
-          "token",
-          twin, site));
-out:
-  chi_free(x);
-  return rc;
-}
-
-/* Mean over items of (layer of the item's largest E) - (of the twin's). */
-static int twin_shift(chii_claims *c, const char *twin, const chii_maps *a, const chii_maps *b, const char *site,
-                      chi_err *err) {
-  int rc = 0;
-  const chii_map *p[2] = {chii_maps_find(a, site, 1), chii_maps_find(b, site, 1)};
-  double *x = NULL;
-  chi_est e;
-  if (!p[0] || !p[1] || p[0]->layers != p[1]->layers) return 0;
-  int32_t n = a->v->cl.n_items;
-  CHI_TRY((x = chi_calloc((size_t)n, sizeof *x, err)) ? 0 : CHI_ERR_MEMORY);
-  for (int32_t i = 0; i < n; i++) {
-    double at[2] = {NAN, NAN}, best[2] = {-INFINITY, -INFINITY};
-    for (int k = 0; k < 2; k++)
-      for (int64_t l = 0; l < p[k]->layers; l++) {
-        double v = chii_map_at(p[k], false, i, l, CHI_STUDY_END);
-        if (v > best[k]) best[k] = v, at[k] = (double)l;
-      }
-    x[i] = at[0] - at[1];
-  }
-  CHI_TRY(chi_boot_mean(&e, &a->v->cl, x, NULL, &c->s->boot, err));
-  CHI_TRY(
-      put(c, "S5", &e, NAN, NAN, 2, chii_by_side(&e, 0, -1), err,
-          "layer of an item's largest E less that of its twin \xe2\x80\x9c%s\xe2\x80\x9d, mean: %s, last word token, "
-          "window 1",
-          twin, site));
-out:
-  chi_free(x);
-  return rc;
-}
-
-/* Is the twin answered right too? Those that are not leave the view. */
-static void right_twins(chii_view *v, const chii_study *s, chii_maps *b, const char *twin) {
-  for (int32_t i = 0; i < v->cl.n_items; i++) {
-    const json_t *ask = json_object_get(json_object_get(s->item[v->at[i]].info, "ask"), twin);
-    if (json_is_true(json_object_get(ask, "right"))) continue;
-    for (int k = 0; k < b->n; k++)
-      for (size_t l = 0; l < b->map[k].own.size; l++) b->map[k].own.v[(size_t)i * b->map[k].own.size + l] = NAN;
-  }
-}
-
-static int twins(chii_claims *c, chi_err *err) {
-  int rc = 0;
+  size_t i;
+  json_t *how;
   chii_view v = {0};
-  chii_maps a = {0}, b = {0};
-  CHI_TRY(chii_view_of(&v, c->s, "right items", &(chii_which){.right = 1, .brackets = 1}, err));
-  CHI_TRY(chii_maps_load(&a, c->s, &v, c->s->ask, corruption(c->s), err));
-  for (int t = 0; t < CHI_TWINS; t++) {
-    if (strcmp(chi_twin_name[t], c->s->ask) == 0) continue;
-    CHI_TRY(chii_maps_load(&b, c->s, &v, chi_twin_name[t], corruption(c->s), err));
-    right_twins(&v, c->s, &b, chi_twin_name[t]);
-    for (int k = 0; k < 2 && b.n; k++) CHI_TRY(put_peak(c, "S5", &b, kSites[k], 1, false, CHI_STUDY_END, 0, -1, err));
-    for (int k = 0; k < 2; k++) CHI_TRY(twin_shift(c, chi_twin_name[t], &a, &b, kSites[k], err));
-    for (int k = 0; k < 2; k++) CHI_TRY(twin_ratio(c, chi_twin_name[t], &a, &b, kSites[k], err));
-    chii_maps_free(&b);
+  chii_maps m = {0};
+  char title[120] = "";
+  CHI_TRY(chii_view_of(&v, c->s, title, &(chii_which){.forms = kOne, .right = 1, .brackets = 1}, err));
+  json_array_foreach(json_object_get(c->s->settings, "corrupt"), i, how) {
+    if (v.cl.n < 5 || strcmp(json_string_value(how), chii_claim_corruption(c->s)) == 0) continue;
+    snprintf(title, sizeof title, "one bracket, right, corruption %.80s", json_string_value(how));
+    chii_maps_free(&m);
+    CHI_TRY(chii_maps_load(&m, c->s, &v, c->s->ask, json_string_value(how), err));
+    CHI_TRY(chii_maps_test(&m, c->s, err));
+    for (int k = 0; k < 2; k++)
+      for (int r = 0; r < 2; r++)
+        for (int diff = 1; diff >= 0; diff--)
+          CHI_TRY(chii_claim_peak(c, k ? "S2" : "S1", &m, kSites[k], 1, diff, kRole[r], 0, -1, err));
   }
 out:
-  chii_maps_free(&a);
-  chii_maps_free(&b);
+  chii_maps_free(&m);
   chi_clusters_free(&v.cl);
   return rc;
 }
@@ -290,9 +153,9 @@ static int in_layers(chii_claims *c, const chii_maps *m, const char *what, const
   CHI_TRY((x = chi_calloc((size_t)m->v->cl.n_items, sizeof *x, err)) ? 0 : CHI_ERR_MEMORY);
   for (int32_t i = 0; i < m->v->cl.n_items; i++) x[i] = chii_map_at(at, true, i, layer, role);
   CHI_TRY(chi_boot_mean(&e, &m->v->cl, x, NULL, &c->s->boot, err));
-  CHI_TRY(put(c, "S8", &e, NAN, fp, 3, verdict ? chii_by_size(&e) : CHII_NO_VERDICT, err,
-              "%s: largest outlined mean D of the words in %s: %s, layer %d, %s", what, where, at->site, (int)layer,
-              chi_study_role_name[role]));
+  CHI_TRY(chii_claim_say(c, "S8", &e, NAN, fp, 3, verdict ? chii_by_size(&e) : CHII_NO_VERDICT, err,
+                         "%s: largest outlined mean D of the words in %s: %s, layer %d, %s", what, where, at->site,
+                         (int)layer, chi_study_role_name[role]));
 out:
   chi_free(x);
   return rc;
@@ -307,7 +170,7 @@ static int two_brackets(chii_claims *c, const char *forms, chi_err *err) {
   chii_maps m = {0};
   CHI_TRY(chii_view_of(&v, c->s, forms, &(chii_which){.forms = forms, .right = 1, .brackets = 2}, err));
   for (int k = 0; k < 3 && v.cl.n >= 5; k++) {
-    snprintf(name, sizeof name, "%.200s%s", corruption(c->s), kWhich[k]);
+    snprintf(name, sizeof name, "%.200s%s", chii_claim_corruption(c->s), kWhich[k]);
     snprintf(what, sizeof what, "two constraints (%s), %s", forms, kWords[k]);
     chii_maps_free(&m);
     CHI_TRY(chii_maps_load(&m, c->s, &v, c->s->ask, name, err));
@@ -349,7 +212,7 @@ static int needs_six(chii_claims *c, chi_err *err) {
   uint8_t *two = NULL;
   chi_est e;
   CHI_TRY(chii_view_of(&v, c->s, "right items", &(chii_which){.right = 1}, err));
-  CHI_TRY(chii_maps_load(&m, c->s, &v, c->s->ask, corruption(c->s), err));
+  CHI_TRY(chii_maps_load(&m, c->s, &v, c->s->ask, chii_claim_corruption(c->s), err));
   x = chi_calloc((size_t)v.cl.n_items, sizeof *x, err);
   two = chi_calloc((size_t)v.cl.n_items, sizeof *two, err);
   CHI_TRY(x && two ? 0 : CHI_ERR_MEMORY);
@@ -369,9 +232,10 @@ static int needs_six(chii_claims *c, chi_err *err) {
     }
     if (!counts[0] || !counts[1]) continue;
     CHI_TRY(chii_boot_curves(&e, &v.cl, x, two, 1, 1, second_less_first, &c->s->boot, err));
-    CHI_TRY(put(c, "S9", &e, NAN, NAN, 3, chii_by_side(&e, 0, 1), err,
-                "share of items whose largest D reaches 0.05 in windows of 6 only, two constraints less one: %s, words",
-                kSites[k]));
+    CHI_TRY(chii_claim_say(
+        c, "S9", &e, NAN, NAN, 3, chii_by_side(&e, 0, 1), err,
+        "share of items whose largest D reaches 0.05 in windows of 6 only, two constraints less one: %s, words",
+        kSites[k]));
   }
 out:
   chii_maps_free(&m);
@@ -401,7 +265,7 @@ static int same_place(chii_claims *c, chi_err *err) {
   chi_est e;
   CHI_TRY(chii_view_of(&v, c->s, "facts of A and B",
                        &(chii_which){.forms = "fact", .entity_group = "A,B", .right = 1, .brackets = 1}, err));
-  CHI_TRY(chii_maps_load(&m, c->s, &v, c->s->ask, corruption(c->s), err));
+  CHI_TRY(chii_maps_load(&m, c->s, &v, c->s->ask, chii_claim_corruption(c->s), err));
   for (int k = 0; k < 2; k++) {
     const chii_map *p = chii_maps_find(&m, kSites[k], 1);
     int counts[2] = {0};
@@ -418,9 +282,9 @@ static int same_place(chii_claims *c, chi_err *err) {
     if (!counts[0] || !counts[1]) continue;
     chii_map_role(x, p, true, v.cl.n_items, CHI_STUDY_END);
     CHI_TRY(chii_boot_curves(&e, &v.cl, x, b, (int)p->layers, (int)p->layers, peak_less_peak, &c->s->boot, err));
-    CHI_TRY(put(c, "S11", &e, NAN, NAN, 0, chii_by_range(&e, -1, 1), err,
-                "layer of the largest mean D in group B less that in group A: %s, last word token, window 1",
-                kSites[k]));
+    CHI_TRY(chii_claim_say(c, "S11", &e, NAN, NAN, 0, chii_by_range(&e, -1, 1), err,
+                           "layer of the largest mean D in group B less that in group A: %s, last word token, window 1",
+                           kSites[k]));
   }
 out:
   chii_maps_free(&m);
@@ -430,97 +294,18 @@ out:
   return rc;
 }
 
-/* ---- R: noise in text ------------------------------------------------------------------------------------ */
-static const int kOthers[] = {CHI_STUDY_FIRST, CHI_STUDY_MIDDLE, CHI_STUDY_SECOND, CHI_STUDY_NEXT, CHI_STUDY_AFTER};
-enum { kOther = sizeof kOthers / sizeof *kOthers };
-
-/* Peak of the mean at the last subject token less the largest peak of the other roles: a[(1 + kOther) l]; a role that
- * an item lacks counts as no effect. */
-static double subject_less_rest(const double *a, const double *b, int l) {
-  double top[1 + kOther], rest = -INFINITY;
-  (void)b;
-  for (int k = 0; k <= kOther; k++) {
-    top[k] = -INFINITY;
-    for (int i = 0; i < l; i++) top[k] = a[k * l + i] > top[k] ? a[k * l + i] : top[k];
-    if (k && top[k] > rest) rest = top[k];
-  }
-  return top[0] - rest;
-}
-
-static int text_claims(chii_claims *c, const chii_maps *m, chi_err *err) {
-  int rc = 0;
-  double *x = NULL;
-  chi_est e;
-  const chii_map *p = NULL;
-  for (int i = 0; i < m->n; i++) /* the widest window */
-    if (strcmp(m->map[i].site, "mlp") == 0 && (!p || m->map[i].window > p->window)) p = &m->map[i];
-  if (!p) return 0;
-  int64_t L = p->layers, W = (1 + kOther) * L;
-  int32_t n = m->v->cl.n_items;
-  CHI_TRY(put_peak(c, "R1", m, "mlp", p->window, false, CHI_STUDY_END, 0, ceil(2.0 * (double)L / 3) - 1, err));
-  CHI_TRY((x = chi_calloc((size_t)n, (size_t)W * sizeof *x, err)) ? 0 : CHI_ERR_MEMORY);
-  for (int32_t i = 0; i < n; i++)
-    for (int k = 0; k <= kOther; k++)
-      for (int64_t l = 0; l < L; l++) {
-        double v = chii_map_at(p, false, i, l, k ? kOthers[k - 1] : CHI_STUDY_END);
-        x[i * W + k * L + l] = k && isnan(v) ? 0 : v;
-      }
-  CHI_TRY(chii_boot_curves(&e, &m->v->cl, x, NULL, (int)W, (int)L, subject_less_rest, &c->s->boot, err));
-  CHI_TRY(put(c, "R2", &e, NAN, NAN, 3, chii_by_side(&e, 0, 1), err,
-              "peak of mean E at the last subject token less the largest peak of any other: mlp, window %d; %s",
-              p->window, m->v->title));
-  CHI_TRY(put_peak(c, "R3", m, "attn", p->window, false, CHI_STUDY_LAST, (double)(L / 2 + 1), (double)L, err));
-  CHI_TRY(put_peak(c, "R", m, "mlp", p->window, false, CHI_STUDY_LAST, 0, -1, err));
-  CHI_TRY(put_peak(c, "R", m, "attn", p->window, false, CHI_STUDY_END, 0, -1, err));
-out:
-  chi_free(x);
-  return rc;
-}
-
-/* Facts whose p the noise lowers by 0.05 at least, and all. */
-static int noise(chii_claims *c, chi_err *err) {
-  int rc = 0, n = 0;
-  chii_view v = {0};
-  chii_maps m = {0};
-  chii_matrix runs = {0};
-  CHI_TRY(chii_view_of(&v, c->s, "all known facts", &(chii_which){.right = 1}, err));
-  CHI_TRY(chii_maps_load(&m, c->s, &v, c->s->ask, corruption(c->s), err));
-  CHI_TRY(chii_maps_test(&m, c->s, err));
-  CHI_TRY(text_claims(c, &m, err));
-  CHI_TRY(chii_matrix_of(&runs, c->s, &v, err, "trace/%s/%s/runs", c->s->ask, corruption(c->s)));
-  if (runs.size < 2) goto out;
-  for (int32_t i = 0; i < v.cl.n_items; i++) {
-    if (runs.v[(size_t)i * runs.size] - runs.v[(size_t)i * runs.size + 1] >= kSmall) {
-      n++;
-      continue;
-    }
-    for (int k = 0; k < m.n; k++)
-      for (size_t l = 0; l < m.map[k].own.size; l++) m.map[k].own.v[(size_t)i * m.map[k].own.size + l] = NAN;
-  }
-  char title[80];
-  snprintf(title, sizeof title, "the %d facts that the noise lowers by 0.05", n);
-  v.title = title;
-  if (n == v.cl.n_items || n < 5) goto out;
-  CHI_TRY(chii_maps_test(&m, c->s, err));
-  CHI_TRY(text_claims(c, &m, err));
-out:
-  chii_matrix_free(&runs);
-  chii_maps_free(&m);
-  chi_clusters_free(&v.cl);
-  return rc;
-}
-
 int chii_claims_maps(chii_claims *c, chi_err *err) {
   static const char *const kForm[] = {"fact", "two_flags", "named_over", "scene"};
   static const char *const kPair[] = {"two_facts", "two_scene"};
   int rc = 0;
-  const char *how = corruption(c->s);
+  const char *how = chii_claim_corruption(c->s);
   if (!how || !chii_has_kind(c->s, "trace/")) return 0;
-  if (strncmp(how, "noise", 5) == 0) return noise(c, err);
+  if (strncmp(how, "noise", 5) == 0) return chii_claims_noise(c, err);
   if (!chii_has_kind(c->s, "trace/item/substitute/")) return 0;
   CHI_TRY(one_bracket(c, kOne, true, err));
+  CHI_TRY(other_corruptions(c, err));
   for (int k = 0; k < 4; k++) CHI_TRY(one_bracket(c, kForm[k], false, err));
-  CHI_TRY(twins(c, err));
+  CHI_TRY(chii_claims_twins(c, err));
   CHI_TRY(two_brackets(c, kTwo, err));
   for (int k = 0; k < 2; k++) CHI_TRY(two_brackets(c, kPair[k], err));
   CHI_TRY(needs_six(c, err));

@@ -7,23 +7,11 @@
 #include "report/study_claims.h"
 #include "study/predict.h"
 
-static int put(chii_claims *c, const char *id, const chi_est *e, int decimals, chii_verdict v, chi_err *err,
-               const char *fmt, ...) __attribute__((format(printf, 7, 8)));
-static int put(chii_claims *c, const char *id, const chi_est *e, int decimals, chii_verdict v, chi_err *err,
-               const char *fmt, ...) {
-  chii_claim one = {.id = id, .e = *e, .height = NAN, .p_family = NAN, .decimals = decimals, .verdict = v};
-  va_list ap;
-  va_start(ap, fmt);
-  vsnprintf(one.what, sizeof one.what, fmt, ap);
-  va_end(ap);
-  return chii_claim_put(c, &one, err);
-}
-
 /* Mean of one column less that of another (from NULL: less nothing), with its row. */
 static int put_mean(chii_claims *c, const char *id, const chii_view *v, const double *x, const double *less,
                     int decimals, const char *what, chi_est *e, chi_err *err) {
   int rc = chi_boot_mean(e, &v->cl, x, less, &c->s->boot, err);
-  return rc ? rc : put(c, id, e, decimals, CHII_NO_VERDICT, err, "%s", what);
+  return rc ? rc : chii_claim_say(c, id, e, NAN, NAN, decimals, CHII_NO_VERDICT, err, "%s", what);
 }
 
 /* ---- S10: what is kept is used --------------------------------------------------------------------------- */
@@ -78,8 +66,8 @@ static int group_used(chii_claims *c, const char *group, chi_err *err) {
   snprintf(what, sizeof what, "accuracy, group %s, about the flag shown", group);
   CHI_TRY(put_mean(c, "S10", &v, right, NULL, 3, what, &e, err));
   CHI_TRY(chi_boot_mean(&e, &v.cl, right, best, &c->s->boot, err));
-  CHI_TRY(put(c, "S10", &e, 3, strcmp(group, "B") ? CHII_NO_VERDICT : chii_by_size(&e), err,
-              "accuracy less that of the commonest answer of each relation, group %s", group));
+  CHI_TRY(chii_claim_say(c, "S10", &e, NAN, NAN, 3, strcmp(group, "B") ? CHII_NO_VERDICT : chii_by_size(&e), err,
+                         "accuracy less that of the commonest answer of each relation, group %s", group));
 out:
   chi_clusters_free(&v.cl);
   chi_free(right);
@@ -97,8 +85,8 @@ static int peak_layer(chii_claims *c, const chii_view *v, const chii_matrix *wor
   double share, L = (double)words->size;
   int rc = chi_boot_peak(&e, &share, &v->cl, words->v, NULL, (int32_t)words->size, &c->s->boot, err);
   return rc ? rc
-            : put(c, "T1", &e, 0, chii_by_range(&e, floor(L / 2) - 1, floor(L / 2) + 2), err,
-                  "layer of the largest mean contribution, words to last token; %s", v->title);
+            : chii_claim_say(c, "T1", &e, NAN, NAN, 0, chii_by_range(&e, floor(L / 2) - 1, floor(L / 2) + 2), err,
+                             "layer of the largest mean contribution, words to last token; %s", v->title);
 }
 
 /* Layers weighted by what is carried. */
@@ -125,8 +113,8 @@ static int centres(chii_claims *c, const chii_view *v, const chii_matrix *words,
   CHI_TRY(put_mean(c, "T4", v, x, NULL, 2, "centre of mass over layers: picture to words", &e, err));
   CHI_TRY(put_mean(c, "T4", v, y, NULL, 2, "centre of mass over layers: words to last token", &e, err));
   CHI_TRY(chi_boot_mean(&e, &v->cl, x, y, &c->s->boot, err));
-  CHI_TRY(put(c, "T4", &e, 2, chii_by_side(&e, 0, -1), err,
-              "centre of mass, picture to words less words to last token; %s", v->title));
+  CHI_TRY(chii_claim_say(c, "T4", &e, NAN, NAN, 2, chii_by_side(&e, 0, -1), err,
+                         "centre of mass, picture to words less words to last token; %s", v->title));
 out:
   chii_matrix_free(&picture);
   chi_free(x);
@@ -164,11 +152,11 @@ static int late_patches(chii_claims *c, const chii_view *v, chi_err *err) {
     CHI_TRY(put_mean(c, "T5", v, to, NULL, 4, kPart[k].what, &e, err));
     CHI_TRY(chi_boot_mean(&e, &v->cl, x, to, &c->s->boot, err));
     chii_verdict chance = chii_by_side(&late, 1.0 / 16, 1), values = chii_by_side(&e, 0, 1);
-    CHI_TRY(put(c, "T5", &e, 4,
-                chance == CHII_FOUND && values == CHII_FOUND           ? CHII_FOUND
-                : chance == CHII_NOT_FOUND || values == CHII_NOT_FOUND ? CHII_NOT_FOUND
-                                                                       : CHII_UNDECIDED,
-                err, "share of the last patches less that by values alone (chance: 1/16 = 0.0625)"));
+    CHI_TRY(chii_claim_say(c, "T5", &e, NAN, NAN, 4,
+                           chance == CHII_FOUND && values == CHII_FOUND           ? CHII_FOUND
+                           : chance == CHII_NOT_FOUND || values == CHII_NOT_FOUND ? CHII_NOT_FOUND
+                                                                                  : CHII_UNDECIDED,
+                           err, "share of the last patches less that by values alone (chance: 1/16 = 0.0625)"));
   }
 out:
   chii_matrix_free(&m);
@@ -213,12 +201,13 @@ static int right_is_larger(chii_claims *c, chi_err *err) {
   }
   if (right < 30 || n - right < 30) goto out; /* too few of a kind for an AUROC */
   CHI_TRY(chi_auroc(&e, &v.cl, x, NULL, good, &c->s->boot, err));
-  CHI_TRY(put(c, "T2", &e, 3, chii_by_side(&e, 0.5, 1), err,
-              "AUROC of the mean contribution, words to last token, layers %d and %d, right against wrong", (int)mid,
-              (int)mid + 1));
+  CHI_TRY(chii_claim_say(c, "T2", &e, NAN, NAN, 3, chii_by_side(&e, 0.5, 1), err,
+                         "AUROC of the mean contribution, words to last token, layers %d and %d, right against wrong",
+                         (int)mid, (int)mid + 1));
   within_relation(x, c->s, &v);
   CHI_TRY(chi_auroc(&e, &v.cl, x + n, NULL, good, &c->s->boot, err));
-  CHI_TRY(put(c, "T2", &e, 3, CHII_NO_VERDICT, err, "the same, less the mean of the item's relation"));
+  CHI_TRY(
+      chii_claim_say(c, "T2", &e, NAN, NAN, 3, CHII_NO_VERDICT, err, "the same, less the mean of the item's relation"));
 out:
   chi_clusters_free(&v.cl);
   chii_matrix_free(&m);
@@ -259,13 +248,13 @@ static int cut_edges(chii_claims *c, const chii_view *v, const char *edges, int 
   CHI_TRY((x = chi_calloc((size_t)n, L * sizeof *x, err)) ? 0 : CHI_ERR_MEMORY);
   for (size_t i = 0; i < (size_t)n * L; i++) x[i] = control.v[i] - own.v[i];
   CHI_TRY(chi_boot_peak(&e, &share, &v->cl, x, NULL, (int32_t)L, &c->s->boot, err));
-  CHI_TRY(put(c, "T3", &e, 0, CHII_NO_VERDICT, err,
-              "layer around which cutting %s costs most beyond random edges, windows of %d", edges, window));
+  CHI_TRY(chii_claim_say(c, "T3", &e, NAN, NAN, 0, CHII_NO_VERDICT, err,
+                         "layer around which cutting %s costs most beyond random edges, windows of %d", edges, window));
   for (int32_t i = 0; i < n; i++) x[i] = x[(size_t)i * L + L / 2];
   CHI_TRY(chi_boot_mean(&e, &v->cl, x, NULL, &c->s->boot, err));
-  CHI_TRY(put(c, "T3", &e, 3, claim ? chii_by_size(&e) : CHII_NO_VERDICT, err,
-              "loss of p(answer) with %s cut at layer %d (L/2), less that of random edges, windows of %d", edges,
-              (int)(L / 2), window));
+  CHI_TRY(chii_claim_say(c, "T3", &e, NAN, NAN, 3, claim ? chii_by_size(&e) : CHII_NO_VERDICT, err,
+                         "loss of p(answer) with %s cut at layer %d (L/2), less that of random edges, windows of %d",
+                         edges, (int)(L / 2), window));
 out:
   chii_matrix_free(&own);
   chii_matrix_free(&control);
@@ -324,11 +313,12 @@ static int bridge(chii_claims *c, int right, chi_err *err) {
     CHI_TRY(put_mean(c, "T6", &v, x[k], NULL, 2, what, &e, err));
   }
   CHI_TRY(chi_boot_mean(&e, &v.cl, x[0], x[3], &c->s->boot, err));
-  CHI_TRY(put(c, "T6", &e, 2, right ? chii_by_side(&e, 0, -1) : CHII_NO_VERDICT, err,
-              "first layer of the name at the words less that of the answer at the last token; %s items", who));
+  CHI_TRY(chii_claim_say(c, "T6", &e, NAN, NAN, 2, right ? chii_by_side(&e, 0, -1) : CHII_NO_VERDICT, err,
+                         "first layer of the name at the words less that of the answer at the last token; %s items",
+                         who));
   CHI_TRY(chi_boot_mean(&e, &v.cl, x[0], x[1], &c->s->boot, err));
-  CHI_TRY(put(c, "T6", &e, 2, CHII_NO_VERDICT, err,
-              "first layer of the name less that of another name, words; %s items", who));
+  CHI_TRY(chii_claim_say(c, "T6", &e, NAN, NAN, 2, CHII_NO_VERDICT, err,
+                         "first layer of the name less that of another name, words; %s items", who));
 out:
   chi_clusters_free(&v.cl);
   chii_matrix_free(&m);
@@ -354,16 +344,16 @@ static int failure(chii_claims *c, chi_err *err) {
     bool confidence = strncmp(r->name, "confidence", 10) == 0,
          middle = strncmp(r->name, "words to last token, layers", 27) == 0,
          both = strstr(r->name, "heads and confidence") != NULL;
-    CHI_TRY(put(c,
-                confidence ? "F1"
-                : middle   ? "F2"
-                           : "F",
-                &r->auroc, 3, confidence || middle ? chii_by_side(&r->auroc, 0.5, 1) : CHII_NO_VERDICT, err,
-                "AUROC of %s%s; %d right, %d wrong", r->name, hard ? ", hard split" : "", p.n_right, p.n - p.n_right));
+    const char *id = confidence ? "F1" : middle ? "F2" : "F";
+    CHI_TRY(chii_claim_say(
+        c, id, &r->auroc, NAN, NAN, 3, confidence || middle ? chii_by_side(&r->auroc, 0.5, 1) : CHII_NO_VERDICT, err,
+        "AUROC of %s%s; %d right, %d wrong", r->name, hard ? ", hard split" : "", p.n_right, p.n - p.n_right));
     if (middle)
-      CHI_TRY(put(c, "F3", &r->gain, 3, chii_by_side(&r->gain, 0, -1), err, "AUROC of %s less confidence's", r->name));
+      CHI_TRY(chii_claim_say(c, "F3", &r->gain, NAN, NAN, 3, chii_by_side(&r->gain, 0, -1), err,
+                             "AUROC of %s less confidence's", r->name));
     if (both)
-      CHI_TRY(put(c, "F4", &r->gain, 3, chii_by_side(&r->gain, 0, 1), err, "AUROC of %s less confidence's", r->name));
+      CHI_TRY(chii_claim_say(c, "F4", &r->gain, NAN, NAN, 3, chii_by_side(&r->gain, 0, 1), err,
+                             "AUROC of %s less confidence's", r->name));
   }
 out:
   chi_predict_free(&p);

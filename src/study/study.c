@@ -51,7 +51,8 @@ int chi_study_check(const chi_study_opts *o, chi_err *err) {
     if (k == kStudyCount)
       return chi_fail(
           err, CHI_ERR_ARG,
-          "there is no study '%s'; known are trace, contributions, knockout, attribute, lens, probe, predict and all", word);
+          "there is no study '%s'; known are trace, contributions, knockout, attribute, lens, probe, predict and all",
+          word);
   }
   if (!o->studies[0]) return chi_fail(err, CHI_ERR_ARG, "no study is named");
   for (int i = 0; chi_study_word(o->asks, i, word, sizeof word); i++)
@@ -76,6 +77,7 @@ static int settings_text(char **out, const chi_study_opts *o, const char *extra,
                         (int)o->controls, "seed", (json_int_t)o->seed, "max_new", (int)o->max_new);
   if (j && o->tmpl) json_object_set_new(j, "template", json_string(o->tmpl));
   if (j && o->noise_ref) json_object_set_new(j, "noise_ref", json_string(o->noise_ref));
+  if (j && o->from_words) json_object_set_new(j, "from_words", json_true());
   if (j && more) json_object_update(j, more);
   *out = j ? json_dumps(j, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
   json_decref(more);

@@ -42,19 +42,20 @@ typedef struct chi_study_opts {
   int n_corrupt;
   const char *noise_ref;
   bool no_donor;
-  bool one_direction;   /* trace: not also the corrupted value into the clean run */
-  int32_t null_draws;   /* trace: draws of as many cells at random places */
-  int32_t controls;     /* knockout: random sets for each set */
-  uint64_t seed;    /* each item's own seed is made of this and its id */
-  const char *tmpl; /* template; NULL = the model's, or "plain" where the item is a continuation */
-  int32_t max_new;  /* tokens of the answer that says whether the item is right; 0 = 16 */
-  int batch;        /* items that share a sweep, where a study can; changes no number. 0 = 4 */
+  bool one_direction; /* trace: not also the corrupted value into the clean run */
+  bool from_words;    /* trace: only tokens from the first bracket on */
+  int32_t null_draws; /* trace: draws of as many cells at random places */
+  int32_t controls;   /* knockout: random sets for each set */
+  uint64_t seed;      /* each item's own seed is made of this and its id */
+  const char *tmpl;   /* template; NULL = the model's, or "plain" where the item is a continuation */
+  int32_t max_new;    /* tokens of the answer that says whether the item is right; 0 = 16 */
+  int batch;          /* items that share a sweep, where a study can; changes no number. 0 = 4 */
   size_t mem;
 } chi_study_opts;
-#define CHI_STUDY_OPTS_INIT                                                                                     \
-  {                                                                                                             \
+#define CHI_STUDY_OPTS_INIT                                                                                    \
+  {                                                                                                            \
     .studies = "trace", .asks = "item", .sites = "mlp,attn,hidden,embed", .window = {1, 3, 6}, .n_windows = 3, \
-    .corrupt = {"substitute"}, .n_corrupt = 1, .null_draws = 3, .controls = 3                                   \
+    .corrupt = {"substitute"}, .n_corrupt = 1, .null_draws = 3, .controls = 3                                  \
   }
 
 typedef struct chi_study_plan { /* what of the data set, and what is written about the session */

@@ -44,7 +44,7 @@ if [ "${1:-}" = --text ]; then
   mkdir -p "$out"
   study known predict "${KNOWN:-known_1000.json}" --model "$smol" --max-new 4
   "$chiasm" data convert "${KNOWN:-known_1000.json}" --right "$out/known" -o "$out/right.jsonl"
-  noise='--corrupt noise:3s,samples=10 --windows 6 --one-direction --null-draws 1 --dtype bf16'
+  noise='--corrupt noise:3s,samples=10 --windows 6 --from-words --one-direction --null-draws 1 --dtype bf16'
   # shellcheck disable=SC2086
   {
     limit="--limit ${LIMIT:-50}"
@@ -75,7 +75,7 @@ known='--split test --entity-group A,B'
 items names --split test --entity-group A,B,C,Z --form fact
 items hard --split test --hard --form fact,two_flags,named_over,text_named
 
-one='--one-direction --null-draws 1'
+one='--from-words --one-direction --null-draws 1'
 # shellcheck disable=SC2086
 {
   study main trace,contributions,attribute,predict "$out/main.jsonl" --model "$model" --corrupt substitute --windows 1 \
@@ -85,7 +85,7 @@ one='--one-direction --null-draws 1'
   study cuts knockout "$out/cuts.jsonl" --model "$model" --windows 3
   study windows trace "$out/windows.jsonl" --model "$model" --corrupt substitute --windows 1,3,6 --sites mlp,attn $one
   study twins trace "$out/twins.jsonl" --model "$model" --corrupt substitute --windows 1,6 --sites mlp,attn \
-    --asks item,named,described --no-donor --one-direction --null-draws 0
+    --asks item,named,described --no-donor --from-words --one-direction --null-draws 0
   study second trace "$out/second.jsonl" --model "$model" --corrupt substitute --corrupt random --corrupt pool:5 \
     --corrupt picture --windows 1 --sites mlp,attn,hidden,hidden-no-mlp,hidden-no-attn $one
 }
@@ -106,7 +106,7 @@ if [ -f "$model/planted/planted.jsonl" ]; then
     items planted-$layer --form fact,text_flag --facts "$out/facts-$layer.jsonl"
     study planted-$layer trace,contributions,knockout,attribute,predict "$out/planted-$layer.jsonl" --model "$model" \
       --apply "$model/planted/layer-$layer.safetensors" --asks item,named --corrupt substitute --windows 1 --sites mlp \
-      --one-direction --null-draws 0 --controls 0
+      --from-words --one-direction --null-draws 0 --controls 0
     list="$list $out/planted-$layer:$layer"
   done
   # shellcheck disable=SC2086
