@@ -12,10 +12,11 @@ typedef struct args {
   cli_common c;
   const char *answer, *explainers, *out;
   int64_t heads, steps;
+  double scale;
   uint64_t seed;
   bool list;
 } args;
-static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .explainers = "all", .heads = 10, .steps = 50};
+static const args kDefaults = {.c = CLI_COMMON_DEFAULTS, .explainers = "all", .heads = 10, .steps = 50, .scale = 2};
 
 /* clang-format off */
 static const cli_opt kOpts[] = {
@@ -31,6 +32,8 @@ static const cli_opt kOpts[] = {
     {.name = "--seed", .arg = "N", .kind = CLI_UINT, CLI_AT(args, seed), .doc = "of noise and of the random map"},
     {.name = "--output", .letter = 'o', .arg = "DIR", .kind = CLI_STR, CLI_AT(args, out),
      .doc = "write explain.{json,csv,png,svg} there; more than four maps: explain-1.png, ..."},
+    {.name = "--scale", .arg = "X", .kind = CLI_FLOAT, CLI_AT(args, scale), .min = 0.25, .max = 8,
+     .doc = "pixels a unit in PNG"},
     {0}};
 /* clang-format on */
 
@@ -105,7 +108,7 @@ static int run(cli *c, void *v, chi_err *err) {
   CHI_TRY((x = chi_calloc((size_t)n, sizeof *x, err)) ? 0 : CHI_ERR_MEMORY);
   for (int i = 0; i < n; i++) x[i].x = which[i];
   CHI_TRY(explain(e, x, n, chi_streq(a->explainers, "all"), &arena, err));
-  if (a->out) CHI_TRY(chi_explain_write(e, x, n, &prov, a->out, &files, err));
+  if (a->out) CHI_TRY(chi_explain_write(e, x, n, a->scale, &prov, a->out, &files, err));
   if (a->c.json) {
     CHI_TRY(chi_explain_json(&j, e, x, n, &prov, err));
     CHI_TRY(cli_print_json(j, err));

@@ -462,6 +462,8 @@ static void test_files(void **state) {
   chi_st_close(st);
   assert_works(chi_attribution_summary(a, 120, 5, &text, err));
   assert_non_null(strstr(text.s, "positions of head"));
+  for (int32_t i = 0; i < a->rows; i++) a->avg_attention[i] = 0.01; /* nothing to stretch */
+  assert_works(chi_attribution_write(a, &prov, dir, &files, err));
   chi_str_free(&text);
   chi_str_free(&files);
   chi_attribution_free(a);

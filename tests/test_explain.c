@@ -336,7 +336,7 @@ static void test_files(void **state) {
   for (int i = 0; i < 2; i++) assert_works(chi_explain_map(f.e, x[i].x, maps[i], err));
   for (int i = 0; i < 16; i++) maps[2][i] = 0.25; /* flat */
   chi_provenance prov = {.command = "test", .image_path = chi_st_meta(f.st, "picture")};
-  assert_works(chi_explain_write(f.e, x, 4, &prov, dir, &files, err));
+  assert_works(chi_explain_write(f.e, x, 4, 0, &prov, dir, &files, err));
   assert_int_equal(count_files(dir), 4);
   snprintf(path, sizeof path, "%s/explain.json", dir);
   assert_works(chi_json_load(&j, path, 1 << 24, err));

@@ -160,8 +160,8 @@ static int add_map(drawing *d, const chi_explained *x) {
   return 0;
 }
 
-static int draw(const chi_explain *e, const chi_explained *x, int n, const chi_provenance *prov, const char *dir,
-                chi_str *files, chi_err *err) {
+static int draw(const chi_explain *e, const chi_explained *x, int n, double scale, const chi_provenance *prov,
+                const char *dir, chi_str *files, chi_err *err) {
   static const char *const kEnd[] = {"png", "svg"};
   int rc = 0;
   const chi_patches *g = &e->remover->grid;
@@ -193,7 +193,8 @@ static int draw(const chi_explain *e, const chi_explained *x, int n, const chi_p
                         .grid_w = g->grid_w,
                         .limit = 1,
                         .scale_label = "share of the full colour",
-                        .top = kTop};
+                        .top = kTop,
+                        .scale = scale};
   for (int at = 0; at < d.n; at += kSheet) {
     s.maps = d.map + at;
     s.n_maps = d.n - at < kSheet ? d.n - at : kSheet;
@@ -214,8 +215,8 @@ out:
   return rc;
 }
 
-int chi_explain_write(const chi_explain *e, const chi_explained *x, int n, const chi_provenance *prov, const char *dir,
-                      chi_str *files, chi_err *err) {
+int chi_explain_write(const chi_explain *e, const chi_explained *x, int n, double scale, const chi_provenance *prov,
+                      const char *dir, chi_str *files, chi_err *err) {
   int rc = 0;
   char path[4096];
   json_t *j = NULL;
@@ -226,7 +227,7 @@ int chi_explain_write(const chi_explain *e, const chi_explained *x, int n, const
   CHI_TRY(chi_path_join(path, sizeof path, dir, "explain.csv", err));
   CHI_TRY(write_csv(e, x, n, path, err));
   chi_str_add(files, "explain.{json,csv}");
-  CHI_TRY(draw(e, x, n, prov, dir, files, err));
+  CHI_TRY(draw(e, x, n, scale, prov, dir, files, err));
 out:
   json_decref(j);
   return rc;

@@ -181,7 +181,8 @@ static int draw_dots(const chi_fair_table *t, const chi_provenance *prov, const 
     snprintf(title[n], sizeof title[n], "%s", m == CHI_FAIR_AUPRC ? "average precision" : chi_fair_metric_name(m));
     for (char *c = title[n]; *c; c++)
       if (*c == '_') *c = ' ';
-    panel[n] = (chi_dot_panel){.title = title[n], .dot = d, .ref = NAN};
+    bool share = m <= CHI_FAIR_AUPRC || m >= CHI_FAIR_DELETION;
+    panel[n] = (chi_dot_panel){.title = title[n], .dot = d, .x_max = share ? 1 : 0, .ref = NAN};
     n++;
   }
   snprintf(line, sizeof line, "%d questions about %d pictures; 95 %% intervals over %d entities; deletion: low is good",
@@ -233,14 +234,15 @@ static void value_cell(chi_table *x, const chi_est *e, bool interval) {
     chi_table_cell(x, "%.3f", e->value);
 }
 
-int chi_fair_summary(const chi_fair_table *t, int width, chi_str *out, chi_err *err) {
-  enum { kMost = 6 + 2 * CHI_REMOVALS + 3 + CHI_FAIR_REFS };
+/* The measures [from, to) of all explainers. */
+static int table_of(const chi_fair_table *t, int from, int to, int width, chi_str *out, chi_err *err) {
+  enum { kMost = CHI_FAIR_METRICS + CHI_FAIR_REFS + 1 };
   int rc = 0, metric[CHI_FAIR_METRICS], n = 0, cols = 0;
   const char *head[kMost];
   char align[kMost + 1], names[CHI_FAIR_METRICS][48], against[CHI_FAIR_REFS][80];
   chi_table *x = NULL;
   head[cols] = "explainer", align[cols++] = 'l';
-  for (int m = 0; m < CHI_FAIR_METRICS; m++) {
+  for (int m = from; m < to; m++) {
     if (!measured(t, m)) continue;
     snprintf(names[n], sizeof names[n], "%s", chi_fair_metric_name(m));
     head[cols] = names[n], align[cols++] = 'r';
@@ -251,17 +253,13 @@ int chi_fair_summary(const chi_fair_table *t, int width, chi_str *out, chi_err *
     }
   }
   align[cols] = 0;
-  chi_str_addf(out,
-               "%d items, %d answered right, %d counted (removing the object's patches hurts more than random ones)\n"
-               "of %d units on %d pictures; %d failed\n",
-               t->items, t->right, t->counted, t->units, t->pictures, t->failed);
-  if (t->counted == 0) return 0;
+  if (n == 0) return 0;
   CHI_TRY(chi_table_new(&x, head, align, err));
   for (int r = 0; r < t->n_rows; r++) {
     chi_table_cell(x, "%s%s", t->name[r], t->baseline[r] ? " (baseline)" : "");
     for (int k = 0; k < n; k++) {
       const chi_fair_stat *s = stat_of(t, r, metric[k]);
-      value_cell(x, &s->mean, metric[k] == CHI_FAIR_AUPRC);
+      value_cell(x, &s->mean, metric[k] == CHI_FAIR_AUPRC || metric[k] >= CHI_FAIR_DELETION);
       if (metric[k] != CHI_FAIR_AUPRC) continue;
       for (int i = 0; i < t->n_refs; i++) {
         if (isnan(s->diff[i].p_holm) || t->baseline[r])
@@ -272,11 +270,25 @@ int chi_fair_summary(const chi_fair_table *t, int width, chi_str *out, chi_err *
     }
   }
   CHI_TRY(chi_table_text(x, width, out, err));
-  chi_str_addf(out,
-               "deletion: area under p(answer) while the highest patches go, low is good; insertion: come, high\n");
-  if (t->n_refs)
-    chi_str_addf(out, "p, NAME: average precision less NAME's, sign flips of units, Holm over the explainers\n");
 out:
   chi_table_free(x);
+  return rc;
+}
+
+int chi_fair_summary(const chi_fair_table *t, int width, chi_str *out, chi_err *err) {
+  int rc = 0;
+  chi_str_addf(out,
+               "%d items, %d answered right, %d counted (removing the object's patches hurts more than random ones)\n"
+               "of %d units on %d pictures; %d failed\n",
+               t->items, t->right, t->counted, t->units, t->pictures, t->failed);
+  if (t->counted == 0) return 0;
+  CHI_TRY(table_of(t, 0, CHI_FAIR_DELETION, width, out, err));
+  if (t->n_refs)
+    chi_str_addf(out, "p, NAME: average precision less NAME's, sign flips of units, Holm over the explainers\n");
+  chi_str_add(out, "\n");
+  CHI_TRY(table_of(t, CHI_FAIR_DELETION, CHI_FAIR_METRICS, width, out, err));
+  chi_str_addf(out,
+               "deletion: area under p(answer) while the highest patches go, low is good; insertion: come, high\n");
+out:
   return rc;
 }
