@@ -5,6 +5,7 @@
 
   map        the whole causal map with its peak memory, prefill, and PyTorch (rivals a and d on samples): trace_peers.py
              --apart; also PyTorch's forward passes with one patch removed
+  patches    of that only PyTorch's forward passes, whole and with one patch removed
   attribute  `chiasm bench attribute`: all heads beside a forward pass; patches removed one by one (a sample of them, and
              scaled to all), their vectors and their edges to the text, against PyTorch's pass a patch
   edit       one MultEdit of the preset's steps, none saved by stopping early (random weights learn nothing): time in
@@ -48,6 +49,16 @@ def the_map(o, kept):
         a / j["map"] >= 0.85 * work * prefill)
     say("map, rival d / chiasm, both alone", f"{d / j['map']:.2f}", ">= 3", d / j["map"] >= 3)
     say("peak memory of the map", f"{j['gb']:.2f} GB", "< 18", j["gb"] < 18)
+
+
+def patches(o, kept):
+    command = [sys.executable, ROOT / "bench" / "peers" / "trace_peers.py", "--torch-side", "--model", o.model, "--picture", o.picture,
+               "--text", o.text, "--words", o.words, "--dtype", o.dtype, "--rivals", "", "--patches", 2, "--runs", o.runs,
+               "--threads", o.threads]
+    out = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE).stdout
+    kept["map"] = {"torch": json.loads(out.splitlines()[-1])}
+    print(f"  torch: forward pass {statistics.median(kept['map']['torch']['prefill']):.3f} s, with one patch removed "
+          f"{kept['map']['torch']['patch']:.3f} s", flush=True)
 
 
 def attribute(o, kept):
@@ -112,7 +123,7 @@ def main():
         chiasm(o, "ask", o.model, o.picture, "?", "--max-new", 1)
     for step in o.steps.split(","):
         print(f"== {step}", flush=True)
-        {"map": the_map, "attribute": attribute, "edit": edit}[step](o, kept)
+        {"map": the_map, "patches": patches, "attribute": attribute, "edit": edit}[step](o, kept)
         if o.save:
             pathlib.Path(o.save).write_text(json.dumps(kept))
     print("\n".join(["== summary", *LAST]))
