@@ -8,6 +8,8 @@
 #include "eval/asks.h"
 #include "eval/edits_keys.h"
 
+enum { kSpread = 5 };
+
 /* ---- editors ---------------------------------------------------------------------------------------------------- */
 int chi_editor_none(const chi_editor *e, chi_editor_note *note, chi_model *m, const chi_edit_set *set, size_t item,
                     chi_err *err) {
@@ -384,13 +386,25 @@ out:
   return rc;
 }
 
+/* Every fifth item, then those behind them, and so on: what a run that is stopped has done is spread over the set. */
+static size_t spread(size_t at, size_t n) {
+  size_t first = 0, k = 0;
+  for (; k < kSpread; k++) { /* items k, k + kSpread, ...: the pass that `at` falls into */
+    size_t in_pass = (n + kSpread - 1 - k) / kSpread;
+    if (at < first + in_pass) break;
+    first += in_pass;
+  }
+  return k + (at - first) * kSpread;
+}
+
 int chi_edits_run(chi_jlog *log, chi_model *m, const chi_edit_set *set, const chi_edits_opts *o, chi_err *err) {
   int rc = 0;
   char id[1024];
   work w = {.log = log, .m = m, .set = set, .o = o};
   int64_t total = (int64_t)(set->n * o->n_editors), done = 0;
   CHI_TRY(index_before(&w, err));
-  for (size_t i = 0; i < set->n; i++) {
+  for (size_t at = 0; at < set->n; at++) {
+    size_t i = spread(at, set->n);
     CHI_TRY(gather(&w, &set->item[i], err));
     for (size_t k = 0; k < o->n_editors; k++, done++) {
       CHI_TRY(chi_progress("editing and asking", done, total, err));

@@ -55,9 +55,9 @@ typedef struct chi_edits_opts {
   size_t mem;
 } chi_edits_opts;
 
-/* Asks, edits, asks again; one line of the log for each item and editor ("editor|id"), those that are there are skipped. An
- * edit that fails (a loss that is not finite, a target without a token, no constraint) is a line with its reason and
- * counts as no success; it does not end the run. */
+/* Asks, edits, asks again, every fifth item first, so that what is done at any time is spread over the set; one line of the log
+ * for each item and editor ("editor|id"), those that are there are skipped. An edit that fails (a loss that is not finite, a
+ * target without a token, no constraint) is a line with its reason and counts as no success; it does not end the run. */
 int chi_edits_run(chi_jlog *log, chi_model *m, const chi_edit_set *set, const chi_edits_opts *o, chi_err *err);
 /* The id of an editor's line about an item, in buf. */
 const char *chi_edits_line_id(char *buf, size_t cap, const char *editor, const char *item);
