@@ -148,7 +148,7 @@ static void claims_tell_what_was_planted(void **state) {
   const json_t *c = claim(r, "T6", "probe for the name, last word token: ");
   assert_true(json_number_value(json_object_get(c, "value")) > 0.95);
   assert_non_null(strstr(json_string_value(json_object_get(c, "statistic")), "half of the items from layer 3 on"));
-  c = claim(r, "T6", "names dealt anew");
+  c = claim(r, "T6", "dealt anew");
   assert_true(json_number_value(json_object_get(c, "value")) < 0.3);
   json_decref(r);
 }

@@ -162,8 +162,8 @@ int chii_claims_probe(chii_claims *c, chi_err *err) {
   if (v.cl.n_items < kFolds) goto out;
   CHI_TRY(set_up(&p, c->s, &v, err));
   if (p.n_labels < 2 || p.n_used < 10 * kFolds) goto out;
-  CHI_TRY(one_place(c, &p, "words", "last word token", "last word token, names dealt anew", err));
-  CHI_TRY(one_place(c, &p, "last", "last token", "last token, names dealt anew", err));
+  CHI_TRY(one_place(c, &p, "words", "last word token", "last word token, dealt anew", err));
+  CHI_TRY(one_place(c, &p, "last", "last token", "last token, dealt anew", err));
 out:
   probe_free(&p);
   chi_clusters_free(&v.cl);
@@ -176,7 +176,8 @@ int chii_probe_chart(chii_study *s, chi_err *err) {
   const char *lines[] = {line};
   if (!s->n_probe || s->probe_points > sizeof x / sizeof *x) return 0;
   for (size_t l = 0; l < s->probe_points; l++) x[l] = (double)l - 1;
-  snprintf(line, sizeof line, "facts never in the training part; bands: 95 %% by bootstrap over entities");
+  snprintf(line, sizeof line,
+           "facts never in the training part; dealt anew: the same with other facts' names; bands: 95 %%");
   chi_linechart_spec spec = {.title = "The entity's name by a linear probe",
                              .lines = lines,
                              .n_lines = 1,

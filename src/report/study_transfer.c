@@ -6,7 +6,7 @@
 
 #include "report/study_internal.h"
 
-enum { kMaxSeries = 24 };
+enum { kMaxSeries = 24, kFewest = 5 /* entities of which a curve of right or wrong items is made */ };
 
 /* ---- series ---------------------------------------------------------------------------------------------- */
 int chii_view_right(chii_view *out, chii_study *s, int right, chi_err *err) {
@@ -68,6 +68,18 @@ out:
   return rc;
 }
 
+/* "1415 right items, 458 wrong items; bands: ..." */
+static void who(char *line, size_t cap, const chii_series *list, int n) {
+  size_t at = 0;
+  for (int i = 0; i < n; i++) {
+    bool seen = list[i].v->cl.n_items == 0;
+    for (int k = 0; k < i; k++) seen |= list[k].v == list[i].v;
+    if (!seen && at < cap)
+      at += (size_t)snprintf(line + at, cap - at, "%s%d %s", at ? ", " : "", list[i].v->cl.n_items, list[i].v->title);
+  }
+  if (at < cap) snprintf(line + at, cap - at, "; bands: 95 %% by bootstrap over entities");
+}
+
 int chii_series_chart(chii_study *s, const char *title, const char *y_label, const char *name, const chii_series *list,
                       int n, int first, chi_err *err) {
   int rc = 0, drawn = 0;
@@ -76,19 +88,16 @@ int chii_series_chart(chii_study *s, const char *title, const char *y_label, con
   chi_curve curve[kMaxSeries];
   char line[200];
   const char *lines[] = {line};
-  const chii_view *v = NULL;
   for (int i = 0; i < n && drawn < kMaxSeries; i++) {
     size_t k = 0;
     CHI_TRY(series_points(&curve[drawn], &k, s, &list[i], first, err));
     if (k == 0 || k > sizeof x / sizeof *x || (points && k != points)) continue;
     points = k;
-    v = list[i].v;
     drawn++;
   }
   if (drawn == 0) goto out;
   for (size_t i = 0; i < points; i++) x[i] = (double)first + (double)i;
-  snprintf(line, sizeof line, "%s%d items; bands: 95 %% by bootstrap over entities",
-           n > 1 && list[0].v != list[n - 1].v ? "right and wrong items, last curve " : "", v->cl.n_items);
+  who(line, sizeof line, list, n);
   chi_linechart_spec spec = {.title = title,
                              .lines = lines,
                              .n_lines = 1,
@@ -201,7 +210,7 @@ static int contributions(chii_study *s, const chii_view *right, const chii_view 
     char title[100], name[64];
     snprintf(kind, sizeof kind, "%s%s/max", prefix, kWay[w]);
     set(&list[n++], all, kind, "all items");
-    if (right->cl.n_items && wrong->cl.n_items) {
+    if (right->cl.n >= kFewest && wrong->cl.n >= kFewest) {
       set(&list[n++], right, kind, "right items");
       set(&list[n++], wrong, kind, "wrong items");
     }
@@ -241,8 +250,7 @@ static int lens(chii_study *s, const chii_view *right, const chii_view *wrong, c
   for (int r = 0; r < 2; r++)
     for (int good = 1; good >= 0; good--) {
       snprintf(kind, sizeof kind, "lens/%s/%s/rank", s->ask, kRow[r]);
-      snprintf(label, sizeof label, "%s, %s items", r ? "last token" : "words of the constraint",
-               good ? "right" : "wrong");
+      snprintf(label, sizeof label, "%s, %s items", r ? "last token" : "words", good ? "right" : "wrong");
       set(&list[n], good ? right : wrong, kind, label);
       list[n++].f = reciprocal;
     }
