@@ -44,8 +44,8 @@ static void add_curve(const char *kind, uint32_t seed, uint32_t item, int layer,
 }
 
 /* The fact of entity e and relation f; group B for the second half of the entities. mlp keeps D in layer 1, attn in
- * layer 6. Contributions peak in layer 6, the picture's in layer 2; cutting costs 0.3 around layer 6. The name is in the
- * words' states from layer 3 on (index 4), the answer comes in layer 8. */
+ * layer 6. Contributions peak in layer 6, the picture's in layer 2; cutting costs 0.3 around layer 6. The name is in
+ * the words' states from layer 3 on (index 4), the answer comes in layer 8. */
 static void put_item(chi_store *s, int e, int f) {
   char id[32], entity[32], info[400];
   uint32_t i = (uint32_t)(e * FACTS + f);
