@@ -46,7 +46,7 @@ static const cli_opt kOpts[] = {
     {.name = "--one-direction", .kind = CLI_FLAG, CLI_AT(args, one_direction),
      .doc = "trace: not also the corrupted value into the clean run"},
     {.name = "--from-words", .kind = CLI_FLAG, CLI_AT(args, from_words),
-     .doc = "trace: only tokens from the bracketed words on; some four times as fast with pictures"},
+     .doc = "trace: only tokens from the bracketed words on: faster, the same numbers there"},
     {.name = "--null-draws", .arg = "N", .kind = CLI_INT, CLI_AT(args, null_draws), .min = 0, .max = 100,
      .doc = "trace: draws of as many cells at random places"},
     {.name = "--controls", .arg = "N", .kind = CLI_INT, CLI_AT(args, controls), .min = 0, .max = 100,
