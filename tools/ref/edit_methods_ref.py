@@ -159,10 +159,13 @@ class Ask:
         base = torch.log_softmax(self.net.run(ids, self.pix)[row], -1) if c["kl"] else None
         for _ in range(c["steps"]):
             adam.zero_grad()
-            loss = c["decay"] * delta.norm() / norm ** 2 if delta.norm() > 0 else torch.zeros(())
+            nll = torch.zeros(())
             for i, (_, r) in enumerate(self.prompts):
                 with Added(self.net, layer, r, delta):
-                    loss = loss - self.logp(i).mean() / len(self.prompts)
+                    nll = nll - self.logp(i).mean() / len(self.prompts)
+            if nll.item() < c.get("stop", 0):
+                break
+            loss = nll + c["decay"] * delta.norm() / norm ** 2 if delta.norm() > 0 else nll
             if c["kl"]:
                 with Added(self.net, layer, row, delta):
                     new = torch.log_softmax(self.net.run(ids, self.pix)[row], -1)
