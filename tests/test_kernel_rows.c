@@ -49,6 +49,29 @@ static void test_exp(void **unused) {
   assert_true(isnan(chi_expf(NAN)));
 }
 
+static void test_exp64_row(void **unused) {
+  (void)unused;
+  enum { N = 1237 };
+  static float x[N];
+  double y[N];
+  for (int i = 0; i < N; i++) x[i] = (i % 7 ? 30.0f : 900.0f) * (uniform() - uniform());
+  const float odd[] = {0.0f, -0.0f, 1e-40f, NAN, INFINITY, -INFINITY, 1e30f, -1e30f, 708.5f, -708.2f, -745.0f, 709.9f};
+  for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) x[100 * i] = odd[i];
+  for (size_t set = 0; set < 3; set++) {
+    if (chi_cpu_init(isas[set], NULL) != 0) continue;
+    for (int64_t n = 0; n <= N; n += n < 40 ? 1 : 399) {
+      double shift = n % 3 ? 0.0 : 1.0 / 3;
+      chi_exp64_row(y, x + (n % 5), shift, n - n % 5);
+      for (int64_t i = 0; i < n - n % 5; i++) {
+        double want = chi_exp64((double)x[i + n % 5] - shift);
+        if (memcmp(&want, &y[i], sizeof want) != 0 && !(isnan(want) && isnan(y[i])))
+          fail_msg("exp(%a - %a) is %a, want %a (%s)", (double)x[i + n % 5], shift, y[i], want, isas[set]);
+      }
+    }
+  }
+  chi_cpu_init(NULL, NULL);
+}
+
 static void test_log(void **unused) {
   (void)unused;
   double worst = 0;
@@ -306,6 +329,7 @@ static void test_threads(void **unused) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_exp),
+      cmocka_unit_test(test_exp64_row),
       cmocka_unit_test(test_log),
       cmocka_unit_test(test_tanh_erf),
       cmocka_unit_test(test_act_accuracy),

@@ -1,15 +1,10 @@
 /* Elementary functions from +, -, *, / and fma only, so that their bits depend neither on libm nor on the machine.
  * Results below the smallest normal number become 0 here: the flush-to-zero mode of kernels makes them 0 anyway. */
 #include "base/base.h"
+#include "base/exp64.h"
 
 #include <math.h>
 #include <string.h>
-
-/* 1.5 * 2^52: adding and subtracting it rounds |x| < 2^51 to the nearest integer, ties to even. */
-#define ROUNDER 0x1.8p52
-#define LN2_HI 0x1.62e42fefa3800p-1 /* 42 bits: times an exponent it is exact */
-#define LN2_LO 0x1.ef35793c76730p-45
-#define INV_LN2 0x1.71547652b82fep+0
 
 static uint64_t bits_of(double x) {
   uint64_t u;
@@ -56,24 +51,14 @@ static dd dd_add(dd a, dd b) {
   return fast_two_sum(s.hi, s.lo);
 }
 
+CHI_EXP64_CORE(exp_core, double)
+
 /* exp(x + lo), lo tiny against x. */
 static double exp_dd(double x, double lo) {
-  static const double inv_fact[] = {/* 1/13! ... 1/2! */
-                                    1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
-                                    1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,
-                                    1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        0.5};
   if (x != x) return x;
   if (x > 709.782712893383973096) return HUGE_VAL;
   if (x < -708.396418532264106216) return 0.0;
-  double k = (x * INV_LN2 + ROUNDER) - ROUNDER;
-  double r_hi = x - k * LN2_HI;
-  double r_lo = lo - k * LN2_LO;
-  dd r = fast_two_sum(r_hi, r_lo);
-  double p = inv_fact[0];
-  for (size_t i = 1; i < sizeof inv_fact / sizeof inv_fact[0]; i++) p = p * r.hi + inv_fact[i];
-  /* 1 + r + r^2 p, smallest parts first */
-  dd one = fast_two_sum(1.0, r.hi);
-  double y = one.hi + (one.lo + (r.hi * r.hi * p + r.lo * (1.0 + r.hi)));
+  double k = (x * CHI_INV_LN2 + CHI_ROUNDER) - CHI_ROUNDER, y = exp_core(x, lo, k);
   int64_t e = (int64_t)k;
   if (e > 1023) return y * 0x1p1023 * from_bits((uint64_t)(e - 1023 + 1023) << 52);
   if (e < -1022) { /* y < 1 can only round up to the smallest normal here */
@@ -140,7 +125,7 @@ double chi_log64(double x) {
   double half = 0.5 * f * f;
   /* log(1 + f) = f - (f^2/2 - s (f^2/2 + r)): the large term f is exact, all roundings are in small ones */
   double k = e;
-  return k * LN2_HI + (f - (half - (s * (half + r) + k * LN2_LO)));
+  return k * CHI_LN2_HI + (f - (half - (s * (half + r) + k * CHI_LN2_LO)));
 }
 
 /* log of x in about 100 bits, for pow. */
@@ -179,7 +164,7 @@ static unsigned reduce(double x, dd *r) {
   static const double part[] = {0x1.921fb00000000p+0,  0x1.5110b00000000p-22, 0x1.1846980000000p-44,
                                 0x1.3198800000000p-69, 0x1.1701b80000000p-88, 0x1.cd12000000000p-115,
                                 0x1.2049c1114cf99p-132};
-  double n = (x * 0x1.45f306dc9c883p-1 + ROUNDER) - ROUNDER;
+  double n = (x * 0x1.45f306dc9c883p-1 + CHI_ROUNDER) - CHI_ROUNDER;
   double t = (x - n * part[0]) - n * part[1]; /* both exact */
   double lo = 0.0;
   for (size_t i = 2; i < sizeof part / sizeof part[0]; i++) {

@@ -52,27 +52,13 @@ static void pack_tile(const gemm_job *j, float *out, int64_t lda, int64_t r0, in
     for (int64_t r = 0; r < rows; r++) out[k * lda + r] = 0.0f;
 }
 
-/* Transpose one packed 32 x 32 block. A 32-bit word is two neighbouring k of one n; two words of neighbouring n make
- * two words of the result. */
-static void turn_bf16(chi_bf16 *dst, const chi_bf16 *src) {
-  for (int64_t n = 0; n < 32; n += 2)
-    for (int64_t k = 0; k < 32; k += 2) {
-      uint32_t a, b, out[2];
-      memcpy(&a, src + chi_bf16_at(n, k), sizeof a);
-      memcpy(&b, src + chi_bf16_at(n + 1, k), sizeof b);
-      out[0] = (a & 0xffffu) | b << 16;
-      out[1] = a >> 16 | (b & 0xffff0000u);
-      memcpy(dst + chi_bf16_at(k, n), out, sizeof out); /* k and k + 1 lie side by side */
-    }
-}
-
 /* Transposed products: rows [k0, k0+kn) of the packed matrix, columns of `panel`, in the layout that a tile reads. */
 static void transpose_panel(const gemm_job *j, void *out, int64_t panel, int64_t k0, int64_t kn) {
   const chi_mat *w = j->w;
   if (w->compute == CHI_COMPUTE_BF16) {
     int64_t kp = chi_ceil_div(w->k, 32) * 32;
     for (int64_t i0 = 0; i0 < kn; i0 += 32)
-      turn_bf16((chi_bf16 *)out + i0 * 32, (const chi_bf16 *)w->data + (k0 + i0) * kp + panel * 1024);
+      j->t->turn_bf16((chi_bf16 *)out + i0 * 32, (const chi_bf16 *)w->data + (k0 + i0) * kp + panel * 1024);
     return;
   }
   int64_t cols = chi_min64(CHI_PANEL, w->k - panel * CHI_PANEL);

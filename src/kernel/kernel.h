@@ -112,6 +112,8 @@ void chi_softmax_stats(const float *x, int64_t n, float *max, float *sum);
 float chi_expf(float x); /* the canonical f32 exp (flushes below -87.33 to 0) */
 float chi_logf(float x);
 void chi_softmax(float *x, int64_t n); /* in place */
+/* y = chi_exp64(x - shift), n of them: the bits of the single one. y and x do not overlap. */
+void chi_exp64_row(double *y, const float *x, double shift, int64_t n);
 
 /* ---- attention ------------------------------------------------------------------------------------------- */
 /* Keys and values live in blocks of 32 rows aligned to absolute positions (row r is slot r%32 of block r/32).

@@ -2,6 +2,7 @@
  * fmaf() is one correctly rounded operation; with MXCSR's flush-to-zero bits set it flushes as the vector units do. */
 #define CHI_LANES 1
 #include <math.h>
+#include <string.h>
 
 #include "kernel/table.h"
 #include "kernel/vmath.h"
@@ -139,6 +140,24 @@ static void row_axpy(float *y, const float *x, float s, int64_t n) {
   for (int64_t i = 0; i < n; i++) y[i] = fmaf(s, x[i], y[i]);
 }
 
+/* Transpose one packed 32 x 32 block. A 32-bit word is two neighbouring k of one n; two words of neighbouring n make
+ * two words of the result. */
+void chi_turn_bf16(chi_bf16 *dst, const chi_bf16 *src) {
+  for (int64_t n = 0; n < 32; n += 2)
+    for (int64_t k = 0; k < 32; k += 2) {
+      uint32_t a, b, out[2];
+      memcpy(&a, src + chi_bf16_at(n, k), sizeof a);
+      memcpy(&b, src + chi_bf16_at(n + 1, k), sizeof b);
+      out[0] = (a & 0xffffu) | b << 16;
+      out[1] = a >> 16 | (b & 0xffff0000u);
+      memcpy(dst + chi_bf16_at(k, n), out, sizeof out); /* k and k + 1 lie side by side */
+    }
+}
+
+static void row_exp64(double *y, const float *x, double shift, int64_t n) {
+  for (int64_t i = 0; i < n; i++) y[i] = chi_exp64((double)x[i] - shift);
+}
+
 const chi_kernel_table chi_kernels_portable = {
     .mr_f32 = PORTABLE_MR,
     .mr_bf16 = PORTABLE_MR,
@@ -146,6 +165,7 @@ const chi_kernel_table chi_kernels_portable = {
     .tile_bf16 = tile_bf16,
     .tile_pair = tile_pair,
     .widen = panel_widen,
+    .turn_bf16 = chi_turn_bf16,
     .dot = row_dot,
     .sum = row_sum,
     .sqdev = row_sqdev,
@@ -154,6 +174,7 @@ const chi_kernel_table chi_kernels_portable = {
     .div = row_div,
     .act = row_act,
     .axpy = row_axpy,
+    .exp64 = row_exp64,
 };
 
 /* ---- single values --------------------------------------------------------------------------------------- */

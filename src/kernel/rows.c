@@ -235,3 +235,5 @@ void chi_softmax(float *x, int64_t n) {
   chi_softmax_row(chi_kernels, x, n);
   chi_fp_end(saved);
 }
+
+void chi_exp64_row(double *y, const float *x, double shift, int64_t n) { chi_kernels->exp64(y, x, shift, n); }

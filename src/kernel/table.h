@@ -40,6 +40,7 @@ typedef struct chi_kernel_table {
   void (*row_bf16)(chi_bf16 *out, const float *x, int64_t k, int64_t kp);
   chi_tile_pair_fn tile_pair;
   void (*widen)(float *dst, const void *src, chi_dtype store, int64_t n); /* F16 or BF16 to f32; n a multiple of 32 */
+  void (*turn_bf16)(chi_bf16 *dst, const chi_bf16 *src); /* a packed 32 x 32 block (chi_bf16_at), transposed */
   /* rows: n elements, contiguous */
   float (*dot)(const float *a, const float *b, int64_t n); /* 32 lanes of fma, tree */
   float (*sum)(const float *x, int64_t n);                 /* 32 lanes, tree        */
@@ -50,6 +51,7 @@ typedef struct chi_kernel_table {
   void (*div)(float *x, float s, int64_t n); /* x = x / s */
   void (*act)(chi_act act, const float *x, const float *u, float *y, int64_t n); /* u may be NULL; y may be x or u */
   void (*axpy)(float *y, const float *x, float s, int64_t n);                    /* y = fma(s, x, y) */
+  void (*exp64)(double *y, const float *x, double shift, int64_t n);             /* y = chi_exp64(x - shift) */
 } chi_kernel_table;
 
 extern const chi_kernel_table *chi_kernels; /* the chosen row; never NULL */
@@ -60,6 +62,8 @@ extern const chi_kernel_table chi_kernels_avx512;
 extern const chi_kernel_table chi_kernels_avx512_bf16;
 extern const chi_kernel_table chi_kernels_amx;
 #endif
+
+void chi_turn_bf16(chi_bf16 *dst, const chi_bf16 *src); /* the table's, in plain C */
 
 /* The calling thread's scratch, 64-byte aligned, at least `bytes`, contents undefined; valid until the thread's next
  * call. NULL when memory is out. Freed when the thread ends. */

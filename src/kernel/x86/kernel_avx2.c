@@ -192,5 +192,6 @@ const chi_kernel_table chi_kernels_avx2 = {
     .tile_bf16 = tile_bf16_any,
     .tile_pair = tile_pair_any,
     .widen = panel_widen,
+    .turn_bf16 = chi_turn_bf16,
     CHI_ROW_FUNCTIONS,
 };

@@ -160,6 +160,36 @@ static void panel_widen(float *dst, const void *src, chi_dtype store, int64_t n)
   }
 }
 
+/* 8 x 8 of 64 bits, in place. */
+LANE_FN void turn_8x8(__m512i *v) {
+  __m512i t[8];
+  for (int i = 0; i < 8; i += 2) { /* pairs of neighbours */
+    t[i] = _mm512_unpacklo_epi64(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi64(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 2; i++) { /* 128 bits of t[i], t[i + 2], t[i + 4], t[i + 6]: a 4 x 4 of them */
+    __m512i a = _mm512_shuffle_i64x2(t[i], t[i + 2], 0x88), b = _mm512_shuffle_i64x2(t[i], t[i + 2], 0xdd);
+    __m512i c = _mm512_shuffle_i64x2(t[i + 4], t[i + 6], 0x88), d = _mm512_shuffle_i64x2(t[i + 4], t[i + 6], 0xdd);
+    v[i] = _mm512_shuffle_i64x2(a, c, 0x88);
+    v[i + 4] = _mm512_shuffle_i64x2(a, c, 0xdd);
+    v[i + 2] = _mm512_shuffle_i64x2(b, d, 0x88);
+    v[i + 6] = _mm512_shuffle_i64x2(b, d, 0xdd);
+  }
+}
+
+/* 64 bits are two neighbouring k of two neighbouring rows; turned inside, they go to the mirrored place. */
+static void turn_bf16(chi_bf16 *dst, const chi_bf16 *src) {
+  const __m512i inside = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+  for (int half = 0; half < 2; half++)
+    for (int to = 0; to < 2; to++) {
+      __m512i v[8];
+      for (int i = 0; i < 8; i++)
+        v[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(src + half * 512 + (to * 8 + i) * 32), inside);
+      turn_8x8(v);
+      for (int i = 0; i < 8; i++) _mm512_storeu_si512(dst + to * 512 + (half * 8 + i) * 32, v[i]);
+    }
+}
+
 /* ---- from a number of rows to the code for it --------------------------------------------------------------- */
 #define F32_CASE(r)                                           \
   case r + 1:                                                 \
@@ -202,7 +232,7 @@ static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, cons
 /* What the sets with 16 lanes share. */
 #define SHARED                                                                                                    \
   .mr_f32 = MR_F32, .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16}, \
-  .tile_pair = tile_pair_any, .widen = panel_widen, CHI_ROW_FUNCTIONS
+  .tile_pair = tile_pair_any, .widen = panel_widen, .turn_bf16 = turn_bf16, CHI_ROW_FUNCTIONS
 
 const chi_kernel_table chi_kernels_avx512 = {SHARED, .mr_bf16 = MR_BF16, .tile_bf16 = tile_bf16_any};
 const chi_kernel_table chi_kernels_avx512_bf16 = {SHARED, .mr_bf16 = MR_BF16, .tile_bf16 = chi_tile_bf16_dp,

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/exp64.h"
 #include "kernel/table.h"
 #include "kernel/vmath.h"
 
@@ -141,6 +142,34 @@ static void row_axpy(float *y, const float *x, float s, int64_t n) {
   for (; k < n; k++) y[k] = fmaf(s, x[k], y[k]);
 }
 
+/* chi_exp64 on CHI_LANES / 2 doubles; what is near or beyond the range of doubles goes the slow way. */
+typedef double vd __attribute__((vector_size(CHI_LANES * 4)));
+typedef int64_t vl __attribute__((vector_size(CHI_LANES * 4)));
+typedef float vh __attribute__((vector_size(CHI_LANES * 2)));
+CHI_EXP64_CORE(exp64_core, vd)
+
+static void row_exp64(double *y, const float *x, double shift, int64_t n) {
+  enum { N = CHI_LANES / 2 };
+  int64_t i = 0;
+  for (; i + N <= n; i += N) {
+    vh in;
+    memcpy(&in, x + i, sizeof in);
+    vd v = __builtin_convertvector(in, vd) - shift, t = v * CHI_INV_LN2 + CHI_ROUNDER;
+    vl outside = (vl)(v < -708.0) | (vl)(v > 708.0) | (vl)(v != v);
+    int64_t any = 0;
+    for (int j = 0; j < N; j++) any |= outside[j];
+    if (any) {
+      for (int j = 0; j < N; j++) y[i + j] = chi_exp64((double)x[i + j] - shift);
+      continue;
+    }
+    vd zero = {0}, e = exp64_core(v, zero, t - CHI_ROUNDER);
+    vl k = (vl)t - (vl)(zero + CHI_ROUNDER) + 1023; /* the integer stands in the low bits of t */
+    e *= (vd)(k << 52);
+    memcpy(y + i, &e, sizeof e);
+  }
+  for (; i < n; i++) y[i] = chi_exp64((double)x[i] - shift);
+}
+
 #define CHI_ROW_FUNCTIONS                                                                                     \
   .dot = row_dot, .sum = row_sum, .sqdev = row_sqdev, .max = row_max, .exp_sum = row_exp_sum, .div = row_div, \
-  .act = row_act, .axpy = row_axpy
+  .act = row_act, .axpy = row_axpy, .exp64 = row_exp64
