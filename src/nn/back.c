@@ -139,49 +139,92 @@ void chi_weight_back(float *dw, const float *x, const float *dy, int64_t m, int6
 
 typedef struct attn_job {
   const float *q, *k, *v, *p, *dout;
-  float *dq, *dk, *dv;
-  int64_t m, T;
+  float *dq, *dk, *dv, *turned; /* turned: [kv_heads][hd][kRows] */
+  int64_t m, T, first;
   int heads, kv_heads, hd;
   float scale;
 } attn_job;
 
-/* One key/value head and the query heads that read it: nobody else writes its slices of dk and dv. */
-static void attn_head(void *ud, int64_t g) {
-  const attn_job *j = ud;
-  int group = j->heads / j->kv_heads, hd = j->hd;
-  int64_t nq = (int64_t)j->heads * hd, nkv = (int64_t)j->kv_heads * hd;
-  for (int h = (int)g * group; h < ((int)g + 1) * group; h++) {
-    for (int64_t i = 0; i < j->m; i++) {
-      const float *p = j->p + (h * j->m + i) * j->T, *o = j->dout + i * nq + h * hd, *q = j->q + i * nq + h * hd;
-      float *dq = j->dq + i * nq + h * hd;
-      double dot = 0; /* sum_t p_t dp_t */
-      for (int64_t t = 0; t < j->T; t++) {
-        if (p[t] == 0.0f) continue;
-        const float *v = j->v + t * nkv + g * hd;
-        float dp = 0;
-        for (int c = 0; c < hd; c++) dp += o[c] * v[c];
-        dot += (double)p[t] * (double)dp;
-      }
-      memset(dq, 0, (size_t)hd * sizeof *dq);
-      for (int64_t t = 0; t < j->T; t++) {
-        if (p[t] == 0.0f) continue;
-        const float *v = j->v + t * nkv + g * hd, *k = j->k + t * nkv + g * hd;
-        float *dv = j->dv + t * nkv + g * hd, *dk = j->dk + t * nkv + g * hd, dp = 0;
-        for (int c = 0; c < hd; c++) dp += o[c] * v[c];
-        float ds = j->scale * p[t] * (dp - (float)dot);
-        for (int c = 0; c < hd; c++) {
-          dq[c] += ds * k[c];
-          dk[c] += ds * q[c];
-          dv[c] += p[t] * o[c];
-        }
+/* Rows of one query head that are carried together, and keys whose chains run side by side: a chain is still one row's
+ * and one key's, its terms in the order of the columns. */
+enum { kRows = 16, kKeys = 4 };
+typedef struct attn_rows {
+  const attn_job *j;
+  int64_t i, n; /* rows [i, i + n) */
+  int h, g;
+  float (*turned)[kRows]; /* [hd]: dout, by column */
+} attn_rows;
+
+/* dp[u][r] = <dout row r, value t + u>, summed over the columns in order. */
+static void value_dots(const attn_rows *a, int64_t t, float dp[kKeys][kRows]) {
+  const attn_job *j = a->j;
+  const float *v[kKeys];
+  for (int u = 0; u < kKeys; u++) v[u] = j->v + ((t + u < j->T ? t + u : j->T - 1) * j->kv_heads + a->g) * j->hd;
+  float d[kKeys][kRows] = {{0}};
+  for (int c = 0; c < j->hd; c++)
+    for (int u = 0; u < kKeys; u++)
+      for (int r = 0; r < kRows; r++) d[u][r] += a->turned[c][r] * v[u][c];
+  memcpy(dp, d, sizeof d);
+}
+
+static void attn_rows_back(attn_rows *a) {
+  const attn_job *j = a->j;
+  int64_t nq = (int64_t)j->heads * j->hd, nkv = (int64_t)j->kv_heads * j->hd;
+  const float *p[kRows], *o[kRows], *q[kRows];
+  float *dq[kRows], dp[kKeys][kRows];
+  double dot[kRows] = {0}; /* sum_t p_t dp_t */
+  for (int64_t r = 0; r < a->n; r++) {
+    int64_t at = (a->i + r) * nq + a->h * j->hd;
+    p[r] = j->p + (a->h * j->m + a->i + r) * j->T;
+    o[r] = j->dout + at;
+    q[r] = j->q + at;
+    dq[r] = j->dq + at;
+    memset(dq[r], 0, (size_t)j->hd * sizeof(float));
+    for (int c = 0; c < j->hd; c++) a->turned[c][r] = o[r][c];
+  }
+  for (int64_t t = 0; t < j->T; t += kKeys) {
+    value_dots(a, t, dp);
+    for (int64_t r = 0; r < a->n; r++)
+      for (int64_t u = 0; u < kKeys && t + u < j->T; u++)
+        if (p[r][t + u] != 0.0f) dot[r] += (double)p[r][t + u] * (double)dp[u][r];
+  }
+  for (int64_t t = 0; t < j->T; t++) {
+    if (t % kKeys == 0) value_dots(a, t, dp);
+    const float *k = j->k + t * nkv + a->g * j->hd;
+    float *dv = j->dv + t * nkv + a->g * j->hd, *dk = j->dk + t * nkv + a->g * j->hd;
+    for (int64_t r = 0; r < a->n; r++) {
+      float w = p[r][t], ds = j->scale * w * (dp[t % kKeys][r] - (float)dot[r]), *to = dq[r];
+      if (w == 0.0f) continue;
+      for (int c = 0; c < j->hd; c++) to[c] += ds * k[c];
+      for (int c = 0; t >= j->first && c < j->hd; c++) {
+        dk[c] += ds * q[r][c];
+        dv[c] += w * o[r][c];
       }
     }
   }
 }
 
-void chi_attention_back(const float *q, const float *k, const float *v, const float *p, const float *dout, float *dq,
-                        float *dk, float *dv, int64_t m, int64_t T, int heads, int kv_heads, int hd, float scale) {
-  chi_parallel_for(kv_heads, attn_head, &(attn_job){q, k, v, p, dout, dq, dk, dv, m, T, heads, kv_heads, hd, scale});
+/* One key/value head and the query heads that read it: nobody else writes its slices of dk and dv. */
+static void attn_head(void *ud, int64_t g) {
+  const attn_job *j = ud;
+  int group = j->heads / j->kv_heads;
+  attn_rows a = {.j = j, .g = (int)g, .turned = (void *)(j->turned + g * j->hd * kRows)};
+  for (a.h = (int)g * group; a.h < ((int)g + 1) * group; a.h++)
+    for (a.i = 0; a.i < j->m; a.i += kRows) {
+      a.n = j->m - a.i < kRows ? j->m - a.i : kRows;
+      attn_rows_back(&a);
+    }
+}
+
+int chi_attention_back(const float *q, const float *k, const float *v, const float *p, const float *dout, float *dq,
+                       float *dk, float *dv, int64_t m, int64_t T, int64_t first, int heads, int kv_heads, int hd,
+                       float scale, chi_err *err) {
+  float *turned = chi_calloc((size_t)kv_heads * (size_t)hd * kRows, sizeof *turned, err);
+  if (!turned) return CHI_ERR_MEMORY;
+  attn_job j = {q, k, v, p, dout, dq, dk, dv, turned, m, T, first, heads, kv_heads, hd, scale};
+  chi_parallel_for(kv_heads, attn_head, &j);
+  chi_free(turned);
+  return 0;
 }
 
 typedef struct pattern_job {

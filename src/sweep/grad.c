@@ -329,8 +329,8 @@ static int attention_back(tape *t, const chi_grad_step *st, int layer, const flo
   if (st->on_pattern) CHI_TRY(give_pattern(t, st, layer, z->dmix, err));
   memset(z->dk, 0, kv);
   memset(z->dv, 0, kv);
-  chi_attention_back(t->q, t->kl, t->vl, t->p, z->dmix, z->dq, z->dk, z->dv, m, t->T, s->heads, s->kv_heads,
-                     s->head_dim, s->attn_scale);
+  CHI_TRY(chi_attention_back(t->q, t->kl, t->vl, t->p, z->dmix, z->dq, z->dk, z->dv, m, t->T, t->r0, s->heads,
+                             s->kv_heads, s->head_dim, s->attn_scale, err));
   float *dk = z->dk + t->r0 * t->nkv, *dv = z->dv + t->r0 * t->nkv;
   chii_grad_pass(t, st, CHI_SITE_Q, layer, z->dq, t->nq);
   chii_grad_pass(t, st, CHI_SITE_K, layer, dk, t->nkv);
