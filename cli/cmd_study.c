@@ -12,7 +12,7 @@
 
 typedef struct args {
   cli_common c;
-  const char *model, *out, *asks, *sites, *windows, *noise_ref, *shard, *images, *answers;
+  const char *model, *out, *asks, *sites, *windows, *noise_ref, *roles, *shard, *images, *answers;
   cli_list corrupt;
   int64_t null_draws, controls, limit, batch, max_new;
   uint64_t seed;
@@ -47,6 +47,8 @@ static const cli_opt kOpts[] = {
      .doc = "trace: not also the corrupted value into the clean run"},
     {.name = "--from-words", .kind = CLI_FLAG, CLI_AT(args, from_words),
      .doc = "trace: only tokens from the bracketed words on: faster, the same numbers there"},
+    {.name = "--roles", .arg = "LIST", .kind = CLI_STR, CLI_AT(args, roles),
+     .doc = "trace: only tokens that are this: last word token, next token, last token, ... (docs/studies.md)"},
     {.name = "--null-draws", .arg = "N", .kind = CLI_INT, CLI_AT(args, null_draws), .min = 0, .max = 100,
      .doc = "trace: draws of as many cells at random places"},
     {.name = "--controls", .arg = "N", .kind = CLI_INT, CLI_AT(args, controls), .min = 0, .max = 100,
@@ -222,6 +224,7 @@ static int options(chi_study_opts *o, const cli *c, const args *a, chi_err *err)
                         .no_donor = a->no_donor,
                         .one_direction = a->one_direction,
                         .from_words = a->from_words,
+                        .roles = a->roles,
                         .null_draws = (int32_t)a->null_draws,
                         .controls = (int32_t)a->controls,
                         .seed = a->seed,

@@ -476,6 +476,18 @@ static void test_from_words(void **state) {
       }
     }
   assert_true(moved > 0);
+  const int32_t last = p->n_rows - 1, gone = p->n_rows;
+  chi_trace_opts one = o;
+  one.only = &last, one.n_only = 1;
+  chi_trace *end = trace(p, one);
+  assert_int_equal(end->n_tokens, 1);
+  for (int l = 0; l < end->n_layers; l++)
+    assert_true(same_metrics(chi_trace_at(end, CHI_TRACE_OWN, CHI_TRACE_MLP, l, 0),
+                             chi_trace_at(whole, CHI_TRACE_OWN, CHI_TRACE_MLP, l, whole->n_tokens - 1)));
+  one.only = &gone;
+  chi_trace *none = NULL;
+  assert_fails(chi_trace_run(&none, model, p, &one, err), CHI_ERR_ARG, "none of the rows");
+  chi_trace_free(end);
   chi_trace_free(whole);
   chi_trace_free(part);
   chi_prompt_free(p);

@@ -30,7 +30,7 @@
   X(NO_MLP, "hidden-no-mlp", RESID_POST, MLP_OUT, LAYERS, "hidden states, later MLPs of the row severed")         \
   X(NO_ATTN, "hidden-no-attn", RESID_POST, ATTN_OUT, LAYERS, "hidden states, later attention of the row severed") \
   X(HEAD, "head", HEAD_OUT, HEAD_OUT, HEADS, "single attention heads")                                            \
-  X(EMBED, "embed", EMBED, EMBED, ONCE, "input embeddings: the words put back as words")                         \
+  X(EMBED, "embed", EMBED, EMBED, ONCE, "input embeddings: the words put back as words")                          \
   X(PATH, "path", HEAD_OUT, HEAD_OUT, HEADS, "paths from single heads to one head's input, or to the logits")
 enum {
 #define CHI_TRACE_ENUM(E, name, site, severed, steps, doc) CHI_TRACE_##E,
@@ -70,18 +70,21 @@ typedef struct chi_trace_opts {
   bool released_window; /* [l-W, l+W], as the released script; else ROME's [l - W/2, l + ceil(W/2)) */
   chi_corrupt_opts corrupt;
   bool noise_direction;
-  bool both_directions;      /* also CHI_TRACE_NOISE; not together with noise_direction */
-  const char *donor;         /* picture file, or NULL */
-  const char *const *donors; /* [n_donors] candidates where donor is NULL: the first whose answer differs is kept, else the */
-  int32_t n_donors;          /* one with the least p(target); the item's own picture is left out, at most 8 are tried */
-  int32_t target;            /* token id, -1 = the clean run's first answer token */
-  const char *target_text;   /* joint log-probability of this answer, or NULL */
-  bool span_cell;            /* each bracket's rows are put back together, as one cell */
-  const char *groups;        /* further cells, each a set of rows (chi_select_rows) put back together: "late;constraint" */
-  bool all_rows;             /* every row; else from the last picture row (row 0 without a picture) on */
-  bool from_words;           /* from the first bracket on: before it, a donor's value tells nothing about the words */
-  chi_path path;             /* receiver, for site path */
-  int32_t null_draws;        /* random-site control: so many draws for each of mlp, attn, hidden, head that is asked for */
+  bool both_directions; /* also CHI_TRACE_NOISE; not together with noise_direction */
+  const char *donor;    /* picture file, or NULL */
+  const char *const
+      *donors;      /* [n_donors] candidates where donor is NULL: the first whose answer differs is kept, else the */
+  int32_t n_donors; /* one with the least p(target); the item's own picture is left out, at most 8 are tried */
+  int32_t target;   /* token id, -1 = the clean run's first answer token */
+  const char *target_text; /* joint log-probability of this answer, or NULL */
+  bool span_cell;          /* each bracket's rows are put back together, as one cell */
+  const char *groups;  /* further cells, each a set of rows (chi_select_rows) put back together: "late;constraint" */
+  bool all_rows;       /* every row; else from the last picture row (row 0 without a picture) on */
+  const int32_t *only; /* [n_only]: of these rows only those in the list; NULL = all. At least one has to stay */
+  int32_t n_only;
+  bool from_words;    /* from the first bracket on: before it, a donor's value tells nothing about the words */
+  chi_path path;      /* receiver, for site path */
+  int32_t null_draws; /* random-site control: so many draws for each of mlp, attn, hidden, head that is asked for */
   uint64_t null_seed;
   int check; /* this many cells are run again by the dense executor and compared bit for bit */
   size_t mem;
@@ -127,7 +130,8 @@ typedef struct chi_trace_job {
   const chi_prompt *prompt;
   const chi_trace_opts *opts;
 } chi_trace_job;
-int chi_trace_run_many(chi_trace **out, chi_err *why, const chi_model *m, const chi_trace_job *job, int n, chi_err *err);
+int chi_trace_run_many(chi_trace **out, chi_err *why, const chi_model *m, const chi_trace_job *job, int n,
+                       chi_err *err);
 
 /* The plan of the whole map (after chi_trace_run). Borrows the trace's inputs. Caller: chi_plan_free. */
 int chi_trace_plan(chi_plan **out, const chi_trace *t, chi_err *err);

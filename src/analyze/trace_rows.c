@@ -58,6 +58,12 @@ out:
   return rc;
 }
 
+static bool listed(const chi_trace_opts *o, int32_t row) {
+  for (int32_t i = 0; i < o->n_only; i++)
+    if (o->only[i] == row) return true;
+  return !o->only;
+}
+
 int chii_trace_rows(chi_trace *t, chi_err *err) {
   int rc = 0;
   const chi_prompt *p = t->prompt;
@@ -79,8 +85,12 @@ int chii_trace_rows(chi_trace *t, chi_err *err) {
   for (int32_t r = first; r < p->n_rows;) {
     const chi_prompt_span *s = bracket_at(t, r, first);
     int32_t n = s ? s->hi - s->lo : 1;
-    add_cell(t, t->every + r, n, s ? s->words : NULL);
+    if (listed(o, r)) add_cell(t, t->every + r, n, s ? s->words : NULL);
     r += n;
+  }
+  if (t->n_rows == 0) {
+    rc = chi_fail(err, CHI_ERR_ARG, "none of the rows that are asked for has a cell");
+    goto out;
   }
   t->n_tokens = t->n_rows;
   CHI_TRY(add_groups(t, err));

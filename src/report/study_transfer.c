@@ -69,13 +69,15 @@ out:
 }
 
 /* "1415 right items, 458 wrong items; bands: ..." */
-static void who(char *line, size_t cap, const chii_series *list, int n) {
+static void who(char *line, size_t cap, const chii_study *s, const chii_series *list, int n) {
   size_t at = 0;
   for (int i = 0; i < n; i++) {
     bool seen = list[i].v->cl.n_items == 0;
     for (int k = 0; k < i; k++) seen |= list[k].v == list[i].v;
     if (!seen && at < cap)
-      at += (size_t)snprintf(line + at, cap - at, "%s%d %s", at ? ", " : "", list[i].v->cl.n_items, list[i].v->title);
+      at += (size_t)snprintf(line + at, cap - at, "%s%s%d %s", at ? ", " : "",
+                             list[i].v == &s->view[CHII_ALL] ? "all " : "", list[i].v->cl.n_items,
+                             list[i].v == &s->view[CHII_ALL] ? "items" : list[i].v->title);
   }
   if (at < cap) snprintf(line + at, cap - at, "; bands: 95 %% by bootstrap over entities");
 }
@@ -97,7 +99,7 @@ int chii_series_chart(chii_study *s, const char *title, const char *y_label, con
   }
   if (drawn == 0) goto out;
   for (size_t i = 0; i < points; i++) x[i] = (double)first + (double)i;
-  who(line, sizeof line, list, n);
+  who(line, sizeof line, s, list, n);
   chi_linechart_spec spec = {.title = title,
                              .lines = lines,
                              .n_lines = 1,

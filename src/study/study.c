@@ -60,6 +60,16 @@ int chi_study_check(const chi_study_opts *o, chi_err *err) {
       return chi_fail(err, CHI_ERR_ARG,
                       "'%s' is no form of an item; known are item, named, described, named_over, blank", word);
   if (!o->asks[0]) return chi_fail(err, CHI_ERR_ARG, "no form of the items is named");
+  for (int i = 0; o->roles && chi_study_word(o->roles, i, word, sizeof word); i++) {
+    int k = 0;
+    while (k < CHI_STUDY_WORDS && strcmp(chi_study_role_name[k], word) != 0) k++;
+    if (k == CHI_STUDY_WORDS)
+      return chi_fail(
+          err, CHI_ERR_ARG,
+          "no token is '%s'; known are last patch, before, first word token, middle, last word token, second "
+          "words, next token, after, last token",
+          word);
+  }
   for (int i = 0; i < o->n_windows; i++)
     if (o->window[i] < 1) return chi_fail(err, CHI_ERR_ARG, "a window has at least 1 layer");
   return 0;
@@ -77,6 +87,7 @@ static int settings_text(char **out, const chi_study_opts *o, const char *extra,
                         (int)o->controls, "seed", (json_int_t)o->seed, "max_new", (int)o->max_new);
   if (j && o->tmpl) json_object_set_new(j, "template", json_string(o->tmpl));
   if (j && o->noise_ref) json_object_set_new(j, "noise_ref", json_string(o->noise_ref));
+  if (j && o->roles) json_object_set_new(j, "roles", json_string(o->roles));
   if (j && o->from_words) json_object_set_new(j, "from_words", json_true());
   if (j && more) json_object_update(j, more);
   *out = j ? json_dumps(j, JSON_COMPACT | JSON_SORT_KEYS) : NULL;

@@ -44,6 +44,8 @@ typedef struct chi_study_opts {
   bool no_donor;
   bool one_direction; /* trace: not also the corrupted value into the clean run */
   bool from_words;    /* trace: only tokens from the first bracket on */
+  const char
+      *roles; /* trace: only tokens of these roles, "last word token,last token", and no rows together; NULL = all */
   int32_t null_draws; /* trace: draws of as many cells at random places */
   int32_t controls;   /* knockout: random sets for each set */
   uint64_t seed;      /* each item's own seed is made of this and its id */

@@ -13,6 +13,18 @@ typedef struct want {
   char spec[1200];
 } want;
 
+/* Rows of the roles that are asked for, in the job's arena. */
+static int rows_of_roles(int32_t **out, int32_t *n, chi_study_job *j, chi_err *err) {
+  char role[64];
+  const chi_prompt *p = j->prompt;
+  *n = 0;
+  if (!(*out = chi_arena_array(&j->arena, (size_t)p->n_rows, sizeof **out, err))) return CHI_ERR_MEMORY;
+  for (int32_t r = 0; r < p->n_rows; r++)
+    for (int i = 0; chi_study_word(j->opts->roles, i, role, sizeof role); i++)
+      if (strcmp(chi_study_role_name[chi_study_role_of(p, r)], role) == 0) (*out)[(*n)++] = r;
+  return 0;
+}
+
 /* Which corruption, as a part of a result's name. */
 static void label(char *buf, size_t cap, const char *spec, int bracket) {
   if (bracket)
@@ -177,6 +189,8 @@ out:
 /* All wants of one job, behind w[*k]. */
 static int wants_of(want *w, int *k, chi_study_job *j, int job, chi_err *err) {
   int rc = 0;
+  int32_t *only = NULL, n_only = 0;
+  if (j->opts->roles) CHI_TRY(rows_of_roles(&only, &n_only, j, err));
   const chi_study_opts *o = j->opts;
   for (int c = 0; c < o->n_corrupt; c++) {
     int brackets = strncmp(o->corrupt[c], "picture", 7) != 0 && j->prompt->n_spans > 1 ? j->prompt->n_spans : 0;
@@ -190,7 +204,9 @@ static int wants_of(want *w, int *k, chi_study_job *j, int job, chi_err *err) {
       for (int win = 0; win < o->n_windows; win++) {
         w[*k] = first;
         w[*k].window = win;
-        *k += set_options(&w[*k], j);
+        bool any = set_options(&w[*k], j);
+        if (only) w[*k].opts.only = only, w[*k].opts.n_only = n_only, w[*k].opts.groups = NULL;
+        *k += any;
       }
     }
   }

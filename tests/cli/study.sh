@@ -99,6 +99,7 @@ fails 1 'asks: "item,named" there, "item" here' 'merging other settings' study m
 fails 1 'exists already' 'merging onto a run' study merge "$T/s2-1" "$T/s2-2" -o "$T/whole"
 fails 1 'there is no such store' 'status of nothing' study status "$T/nothing"
 fails 1 "there is no study 'sing'" 'no such study' study sing "$T/items.jsonl" --model "$tiny" -o "$T/x"
+fails 1 "no token is 'lost token'" 'no such role' study trace "$T/items.jsonl" --model "$tiny" --roles 'lost token' -o "$T/x"
 fails 1 "'sung' is no form of an item" 'no such form' study trace "$T/items.jsonl" --model "$tiny" --asks sung -o "$T/x"
 fails 2 "--shard: '5/4'" 'shard out of range' study trace "$T/items.jsonl" --model "$tiny" --shard 5/4 -o "$T/x"
 fails 2 '-o DIR is required' 'no folder' study trace "$T/items.jsonl" --model "$tiny"

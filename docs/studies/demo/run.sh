@@ -44,13 +44,13 @@ if [ "${1:-}" = --text ]; then
   mkdir -p "$out"
   study known predict "${KNOWN:-known_1000.json}" --model "$smol" --max-new 4
   "$chiasm" data convert "${KNOWN:-known_1000.json}" --right "$out/known" -o "$out/right.jsonl"
-  noise='--corrupt noise:3s,samples=10 --windows 6 --from-words --one-direction --null-draws 1 --dtype bf16'
+  noise='--corrupt noise:3s,samples=10 --windows 6 --one-direction --null-draws 1 --dtype bf16'
+  limit="--limit ${LIMIT:-50}"
   # shellcheck disable=SC2086
   {
-    limit="--limit ${LIMIT:-50}"
-    study known-mlp trace "$out/right.jsonl" --model "$smol" --sites mlp $noise
-    limit="--limit ${LIMIT:-20}"
-    study known-attn trace "$out/right.jsonl" --model "$smol" --sites attn $noise
+    study known-mlp trace "$out/right.jsonl" --model "$smol" --sites mlp $noise \
+      --roles 'first word token,last word token,next token,last token'
+    study known-attn trace "$out/right.jsonl" --model "$smol" --sites attn $noise --roles 'last word token,last token'
   }
   for site in mlp attn; do report known-$site trace-item-noise-3s-samples-10-w6-all; done
   exit 0
