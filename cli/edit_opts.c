@@ -58,7 +58,8 @@ int cli_edit_plan_make(cli_edit_plan *p, const cli_edit_args *a, const cli_commo
                             .layer_lo = p->lo,
                             .layer_hi = p->hi,
                             .hyper = &p->hyper,
-                            .moments = a->moments};
+                            .moments = a->moments,
+                            .factors = &p->factors};
   if (p->lo < 0) p->lo = p->preset->layer_lo, p->hi = p->preset->layer_hi;
   p->weight = a->weight ? a->weight : p->preset->weight ? p->preset->weight : "down";
   if (chi_edit_weights(&p->edit, p->weight, err)) {
@@ -84,5 +85,6 @@ out:
 
 void cli_edit_plan_free(cli_edit_plan *p) {
   chi_prefixes_free(&p->prefixes);
+  chi_factors_free(&p->factors);
   chi_demos_free(p->demos);
 }

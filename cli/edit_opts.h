@@ -105,6 +105,7 @@ typedef struct cli_edit_plan { /* what the options mean */
   int lo, hi;                  /* given, or the preset's */
   const char *weight;          /* the same */
   chi_prefixes prefixes;
+  chi_factors factors;         /* edit.factors */
   struct chi_demos *demos;     /* edit.demos */
   chi_query_opts query;        /* at, prefixes, contexts, seed, kl, tmpl, raw; picture, question, target are the caller's */
 } cli_edit_plan;

@@ -167,11 +167,35 @@ static void test_rows_and_skips(void **state) {
   chi_model_free(m);
 }
 
+/* Panels give the bits of the plain loop, and name the column at which a matrix is not positive definite. */
+static void test_factor(void **state) {
+  (void)state;
+  enum { kN = 150 };
+  static double a[kN * kN], b[kN * kN];
+  for (int i = 0; i < kN; i++)
+    for (int k = 0; k <= i; k++)
+      a[i * kN + k] = a[k * kN + i] =
+          (double)chi_rng_u32(7, 1, (uint32_t)i, (uint32_t)k) / 4294967296.0 + (i == k) * kN;
+  memcpy(b, a, sizeof b);
+  for (int j = 0; j < kN; j++)
+    for (int i = j; i < kN; i++) {
+      double s = b[i * kN + j];
+      for (int k = 0; k < j; k++) s -= b[i * kN + k] * b[j * kN + k];
+      b[i * kN + j] = i == j ? sqrt(s) : s / b[j * kN + j];
+    }
+  assert_works(chi_chol(a, kN, err));
+  for (int i = 0; i < kN; i++) assert_memory_equal(a + i * kN, b + i * kN, (size_t)(i + 1) * sizeof *a);
+  for (int i = 0; i < kN; i++)
+    for (int k = 0; k < kN; k++) a[i * kN + k] = i == k ? (i == 131 ? 0 : 1) : 0;
+  assert_fails(chi_chol(a, kN, err), CHI_ERR_ARG, "column 131");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_sums),
       cmocka_unit_test(test_resume),
       cmocka_unit_test(test_rows_and_skips),
+      cmocka_unit_test(test_factor),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

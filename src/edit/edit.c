@@ -194,7 +194,8 @@ int chi_edit_run(chi_delta **out, chi_edit_info *info, chi_model *m, const chi_r
   int rc = 0;
   const chi_method *method;
   const chi_preset *preset;
-  chi_job j = {.m = m, .req = req, .n = n, .opts = o};
+  chi_factors own = {0};
+  chi_job j = {.m = m, .req = req, .n = n, .opts = o, .factors = o->factors ? o->factors : &own};
   CHI_TRY(chi_method_find(&method, o->method, err));
   CHI_TRY(chi_preset_find(&preset, method, o->preset, err));
   j.h = o->hyper ? *o->hyper : preset->hyper;
@@ -232,6 +233,7 @@ int chi_edit_run(chi_delta **out, chi_edit_info *info, chi_model *m, const chi_r
   CHI_TRY(method->run(&j, err));
   if (info) *info = j.info;
 out:
+  chi_factors_free(&own);
   if (rc)
     chi_delta_free(j.delta);
   else

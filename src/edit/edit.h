@@ -58,6 +58,16 @@ typedef struct chi_request {
   chi_variant kl; /* what must stay as it is (hyper.kl); prompt NULL = none */
 } chi_request;
 
+/* Factored second moments (chi_edit_moment), kept from edit to edit: as many layers as fit 1 GiB, one at least. All of one
+ * model and moments file. Begins as {0}. */
+enum { CHI_FACTORS = 64 };
+typedef struct chi_factors {
+  double *l[CHI_FACTORS], shrink;
+  int layer[CHI_FACTORS], next;
+  int64_t n;
+} chi_factors;
+void chi_factors_free(chi_factors *f);
+
 typedef struct chi_edit_opts {
   const char *method, *preset; /* preset NULL = the method's first */
   int layer_lo, layer_hi;      /* ends included; -1 = the preset's */
@@ -67,6 +77,7 @@ typedef struct chi_edit_opts {
   chi_stack stack;
   int also[3], n_also;         /* ft: further chi_weights of that layer */
   const char *moments;         /* second moments of keys (edit/moments.h), or NULL = identity */
+  chi_factors *factors;        /* of `moments`, for many edits; NULL = factored anew for each */
   const struct chi_demos *demos; /* ike: demonstrations (edit/ike.h), or NULL = none */
 } chi_edit_opts;
 
@@ -86,6 +97,7 @@ typedef struct chi_job { /* what run() gets */
   int layer_lo, layer_hi;
   chi_hyper h;
   const chi_edit_opts *opts;
+  chi_factors *factors;
   chi_delta *delta;
   chi_edit_info info;
 } chi_job;
@@ -225,10 +237,9 @@ double chi_dot64(const float *a, const float *b, int64_t n);
 int chi_chol(double *a, int64_t n, chi_err *err);
 /* L L^T x = b, in place. */
 void chi_chol_solve(const double *l, int64_t n, double *b);
-/* Second moment of keys of a layer (edit/moments.h), shrunk, as its Cholesky factor [n][n]; *out NULL where there is no
- * file (identity). */
-int chi_edit_moment(double **out, const char *file, const char *model_hash, int layer, int64_t n, double shrink,
-                    chi_err *err);
+/* Second moment of keys of a layer (edit/moments.h), shrunk, as its Cholesky factor [n][n], borrowed from the job's factors
+ * until the next call; *out NULL where the job has no file (identity). */
+int chi_edit_moment(const double **out, const chi_job *j, int layer, int64_t n, chi_err *err);
 
 /* ---- export ---------------------------------------------------------------------------------------------------- */
 /* Writes a Hugging Face folder: the base's files, and model.safetensors with the deltas' changes in the weights that the

@@ -38,7 +38,8 @@ out:
 /* Keys, residuals, and this layer's change into u [n][d], v [n][f]. */
 static int solve(chi_job *j, work *w, int layer, chi_err *err) {
   int rc = 0;
-  double *c = NULL, *b = NULL, kk = 0, lambda;
+  const double *c = NULL;
+  double *b = NULL, kk = 0, lambda;
   int64_t n = w->n, left = j->layer_hi - layer + 1;
   for (int64_t i = 0; i < n; i++) {
     float *r = w->r + i * w->d;
@@ -50,7 +51,7 @@ static int solve(chi_job *j, work *w, int layer, chi_err *err) {
   lambda = j->h.lambda_share ? j->h.lambda * kk : j->h.lambda;
   if (!(lambda > 0)) lambda = 1e-9 * kk; /* the limit; the system stays solvable when keys repeat */
   j->info.kk = kk, j->info.lambda = lambda;
-  CHI_TRY(chi_edit_moment(&c, j->opts->moments, j->m->hash, layer, w->f, j->h.shrink, err));
+  CHI_TRY(chi_edit_moment(&c, j, layer, w->f, err));
   for (int64_t i = 0; i < n * w->f; i++) w->x[i] = (double)w->k[i];
   for (int64_t i = 0; c && i < n; i++) chi_chol_solve(c, w->f, w->x + i * w->f);
   for (int64_t a = 0; a < n; a++)
@@ -69,7 +70,6 @@ static int solve(chi_job *j, work *w, int layer, chi_err *err) {
   for (int64_t i = 0; i < n * w->f; i++) w->v[i] = (float)w->x[i];
 out:
   chi_free(b);
-  chi_free(c);
   return rc;
 }
 

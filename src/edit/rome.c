@@ -8,14 +8,15 @@
 static int run(chi_job *j, chi_err *err) {
   int rc = 0;
   int64_t d = j->m->net.decoder.spec.d, f = j->m->net.decoder.spec.ffn;
-  double *c = NULL, *x = chi_calloc((size_t)f, sizeof *x, err), kx = 0;
+  const double *c = NULL;
+  double *x = chi_calloc((size_t)f, sizeof *x, err), kx = 0;
   float *key = chi_calloc((size_t)f, sizeof *key, err), *delta = chi_calloc((size_t)d, sizeof *delta, err);
   CHI_TRY(key && delta && x ? 0 : CHI_ERR_MEMORY);
   if (j->layer_lo != j->layer_hi) {
     rc = chi_fail(err, CHI_ERR_ARG, "rome changes one layer; memit spreads a change over several");
     goto out;
   }
-  CHI_TRY(chi_edit_moment(&c, j->opts->moments, j->m->hash, j->layer_lo, f, j->h.shrink, err));
+  CHI_TRY(chi_edit_moment(&c, j, j->layer_lo, f, err));
   CHI_TRY(chi_edit_residual(j, key, delta, err));
   for (int64_t i = 0; i < f; i++) x[i] = (double)key[i];
   if (c) chi_chol_solve(c, f, x);
@@ -27,7 +28,6 @@ static int run(chi_job *j, chi_err *err) {
   for (int64_t i = 0; i < f; i++) key[i] = (float)(x[i] / kx);
   CHI_TRY(chi_delta_add(j->delta, CHI_DECODER, j->layer_lo, CHI_W_DOWN, d, f, 1, delta, key, err));
 out:
-  chi_free(c);
   chi_free(x);
   chi_free(key);
   chi_free(delta);
