@@ -274,7 +274,8 @@ class Trainer:
     def run(self):
         args = self.args
         number, _, warm, *_ = STAGES[args.stage]
-        told = {k: v for k, v in vars(args).items() if k not in ("model", "work", "text_model")}
+        told = {k: v for k, v in vars(args).items()
+                if k not in ("model", "work", "text_model", "meet")}
         self.say(f"# start {args.stage} step {self.step} spent {self.spent / 60:.1f} min {told}")
         batches = loader(args.model, number, (args.seed * 10 + number) * 10000000
                          + self.step * 10 + self.rank, args.pictures, args.shown, args.texts,
