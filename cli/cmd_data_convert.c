@@ -11,7 +11,7 @@
 typedef struct args {
   chi_dataset_opts o;
   const char *out, *right, *split, *forms, *entity_groups, *facts;
-  bool hard;
+  bool hard, spread;
   int64_t limit;
 } args;
 static const cli_opt kOpts[] = {
@@ -26,7 +26,12 @@ static const cli_opt kOpts[] = {
      .arg = "LIST",
      .kind = CLI_STR,
      CLI_AT(args, forms),
-     .doc = "only these forms; fact=100 takes 100 items of it, spread over the file by a hash of their ids"},
+     .doc = "only these forms; fact=100 takes 100 items of it, by a hash of their ids"},
+    {.name = "--spread",
+     .kind = CLI_FLAG,
+     CLI_AT(args, spread),
+     .doc = "--form NAME=COUNT takes one item of each entity before a second one of any (neighbours in a file stay "
+            "together else)"},
     {.name = "--entity-group",
      .arg = "LIST",
      .kind = CLI_STR,
@@ -98,31 +103,51 @@ out:
 
 /* ---- a part of the forms ---------------------------------------------------------------------------------- */
 typedef struct draw {
+  int32_t turn; /* so many items of the same entity come before */
   uint64_t hash;
-  const char *id;
+  const char *id, *entity;
   size_t at;
 } draw;
 
-static int by_hash(const void *a, const void *b) {
+static int by_turn(const void *a, const void *b) {
   const draw *x = a, *y = b;
+  if (x->turn != y->turn) return x->turn < y->turn ? -1 : 1;
   return x->hash != y->hash ? (x->hash > y->hash) - (x->hash < y->hash) : strcmp(x->id, y->id);
 }
 
+/* FNV's high bits are nearly those of ids with the same beginning: mixed where items are to be spread (Stafford's mix
+ * 13). */
+static uint64_t mixed(uint64_t h) {
+  h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9U;
+  h = (h ^ h >> 27) * 0x94d049bb133111ebU;
+  return h ^ h >> 31;
+}
+
+/* The n-th item of an entity has n before it, in the order of the hashes. */
+static void set_turns(draw *list, size_t k) {
+  for (size_t i = 0; i < k; i++)
+    for (size_t j = 0; j < k; j++)
+      list[i].turn += strcmp(list[i].entity, list[j].entity) == 0 &&
+                      (list[j].hash < list[i].hash || (list[j].hash == list[i].hash && j < i));
+}
+
 /* Of the form's items that are still kept, the n first by the hash of their ids: fewer are always a part of more. */
-static int take_some(bool *keep, const chi_dataset *d, const char *form, size_t n, draw *list) {
+static int take_some(bool *keep, const chi_dataset *d, const char *form, size_t n, bool spread, draw *list) {
   size_t k = 0;
   for (size_t i = 0; i < d->n; i++) {
-    const char *id = d->item[i].id;
-    if (keep[i] && !d->item[i].problem && d->item[i].ask.answer && strcmp(d->item[i].form, form) == 0)
-      list[k++] = (draw){chi_fnv64(id, strlen(id), 0), id, i};
+    const chi_data_item *it = &d->item[i];
+    uint64_t h = chi_fnv64(it->id, strlen(it->id), 0);
+    if (!keep[i] || it->problem || !it->ask.answer || strcmp(it->form, form) != 0) continue;
+    list[k++] = (draw){.hash = spread ? mixed(h) : h, .id = it->id, .entity = it->entity ? it->entity : "", .at = i};
   }
-  qsort(list, k, sizeof *list, by_hash);
+  if (spread) set_turns(list, k);
+  qsort(list, k, sizeof *list, by_turn);
   for (size_t i = n; i < k; i++) keep[list[i].at] = false;
   return k > 0;
 }
 
 /* "fact=100,scene": the items of other forms go, and of these all but as many as are asked for. */
-static int only_forms(bool *keep, chi_dataset *d, const char *forms, chi_err *err) {
+static int only_forms(bool *keep, chi_dataset *d, const char *forms, bool spread, chi_err *err) {
   int rc = 0;
   char word[128];
   draw *list = chi_calloc(d->n, sizeof *list, err);
@@ -136,7 +161,7 @@ static int only_forms(bool *keep, chi_dataset *d, const char *forms, chi_err *er
       goto out;
     }
     if (count) *count = 0;
-    if (!take_some(keep, d, word, count ? (size_t)n : d->n, list)) {
+    if (!take_some(keep, d, word, count ? (size_t)n : d->n, spread, list)) {
       rc = chi_fail(err, CHI_ERR_ARG, "no item of form '%s' is among those asked for", word);
       goto out;
     }
@@ -206,7 +231,7 @@ static int run(cli *c, void *v, chi_err *err) {
   }
   if (a->right) CHI_TRY(only_right(keep, d, a->right, err));
   if (a->facts) CHI_TRY(only_facts(keep, d, a->facts, err));
-  if (a->forms) CHI_TRY(only_forms(keep, d, a->forms, err));
+  if (a->forms) CHI_TRY(only_forms(keep, d, a->forms, a->spread, err));
   for (size_t i = 0; i < d->n; i++) n += keep[i] && !d->item[i].problem && d->item[i].ask.answer;
   if (n == 0) {
     rc = chi_fail(err, CHI_ERR_ARG, "%s: none of its %zu items is left to be written", c->pos[0], d->n);

@@ -46,6 +46,8 @@ works 'a smaller part' data convert $items --split test --form fact=8 --entity-g
 works 'the hard split' data convert $items --split test --hard --form fact=3 -o "$T/p3.jsonl"
 check 'as many as asked for' sh -c "[ \$(wc -l <'$T/p25.jsonl') = 25 ] && [ \$(wc -l <'$T/p8.jsonl') = 8 ] && [ \$(grep -c two_facts '$T/p25.jsonl') -ge 5 ]"
 check 'the smaller lies in the larger' sh -c "[ \$(sort '$T/p8.jsonl' '$T/p25.jsonl' | uniq -d | wc -l) = 8 ]"
+works 'spread over entities' data convert $items --split test --form fact=40 --entity-group A --spread -o "$T/p40.jsonl"
+check 'one item an entity' sh -c "[ \$(grep -o '\"entity\": *\"[^\"]*\"' '$T/p40.jsonl' | sort -u | wc -l) = 40 ]"
 check 'groups and the hard split' sh -c "! grep -q '\"entity_group\": *\"[CDWZ]\"' '$T/p25.jsonl' && [ \$(grep -c '\"hard\": *true' '$T/p3.jsonl') = 3 ]"
 head -2 models/demo/planted/planted.jsonl >"$T/facts.jsonl"
 works 'named facts' data convert $items --form fact,text_flag --facts "$T/facts.jsonl" -o "$T/named.jsonl"

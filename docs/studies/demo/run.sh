@@ -68,7 +68,7 @@ known='--split test --entity-group A,B'
 {
   items main $known --form fact=260,two_flags=60,named_over=60,scene=60,two_facts=$pairs,two_scene=$pairs
   items windows $known --form fact=20,two_facts=18,two_scene=18
-  items twins $known --form fact=30
+  items twins $known --form fact=30 --spread
   items second $known --form fact=20,named_over=10
   items cuts $known --form fact=60,two_flags=10,named_over=10,scene=10,two_facts=10,two_scene=10
 }
