@@ -21,7 +21,7 @@ jq -rs '
   def need: if .at_most then "≤ " else "≥ " end +
     (if .need > 1 or (.what | test("lowers p")) then .need else 100 * .need * 10 | round / 10 end | tostring);
   . as $runs |
-  "| promise (% unless said) | needed | " + ([range(length)] | map("model \(. + 1)") | join(" | ")) + " |",
+  "| promise (% unless said) | needed | " + (map(.provenance.model | split("/") | last) | join(" | ")) + " |",
   "| --- | ---: |" + ([range(length)] | map(" ---: |") | join("")),
   (range($runs[0].promises | length) as $i | $runs[0].promises[$i] |
     "| \(.what) | \(need) | " + ($runs | map(.promises[$i] | shown + (if .holds then "" else " ✗" end)) | join(" | ")) + " |"),
