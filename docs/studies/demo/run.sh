@@ -52,7 +52,7 @@ if [ "${1:-}" = --text ]; then
       --roles 'first word token,last word token,next token,last token'
     study known-attn trace "$out/right.jsonl" --model "$smol" --sites attn $noise --roles 'last word token,last token'
   }
-  for site in mlp attn; do report known-$site trace-item-noise-3s-samples-10-w6-all; done
+  for site in mlp attn; do report known-$site trace-item-noise-3s-samples=10-w6-all; done
   exit 0
 fi
 
@@ -70,6 +70,7 @@ known='--split test --entity-group A,B'
   items windows $known --form fact=20,two_facts=18,two_scene=18
   items twins $known --form fact=30 --spread
   items second $known --form fact=20,named_over=10
+  items wide $known --form fact=30,two_flags=10 --spread
   items cuts $known --form fact=60,two_flags=10,named_over=10,scene=10,two_facts=10,two_scene=10
 }
 items names --split test --entity-group A,B,C,Z --form fact
@@ -84,20 +85,20 @@ one='--from-words --one-direction --null-draws 1'
   study names lens,probe,predict "$out/names.jsonl" --model "$model"
   study cuts knockout "$out/cuts.jsonl" --model "$model" --windows 3
   study windows trace "$out/windows.jsonl" --model "$model" --corrupt substitute --windows 1,3,6 --sites mlp,attn $one
+  study wide trace "$out/wide.jsonl" --model "$model" --corrupt substitute --windows 3,6 --sites mlp,attn $one
   study twins trace "$out/twins.jsonl" --model "$model" --corrupt substitute --windows 1,6 --sites mlp,attn \
     --asks item,named,described --no-donor --from-words --one-direction --null-draws 0
   study second trace "$out/second.jsonl" --model "$model" --corrupt substitute --corrupt random --corrupt pool:5 \
     --corrupt picture --windows 1 --sites mlp,attn,hidden,hidden-no-mlp,hidden-no-attn $one
 }
 
-report main trace-item-substitute-w1-all curve-item-substitute-attn-w1-filtered curve-item-substitute-mlp-w1-filtered \
-  contributions-words-last contributions-image-words contributions-late attribute-layers
-report hard contributions-words-last
-report names lens-entity probe-entity
+report main trace-item-substitute-w1-all
+report hard
+report names probe-entity
 report cuts knockout-w3
-report windows trace-item-substitute-w6-all
-report twins
-report second
+report windows
+report wide trace-item-substitute-w6-all
+for run in twins second; do report $run; done
 
 if [ -f "$model/planted/planted.jsonl" ]; then
   list=
