@@ -7,10 +7,12 @@
 #include <sys/resource.h>
 
 #include "cli.h"
+#include "report/growth_report.h"
 
 typedef struct args {
   cli_common c;
   int64_t runs, rows, sample;
+  const char *out;
 } args;
 static const args kDefaults = {.c = CLI_COMMON_DEFAULTS};
 
@@ -21,7 +23,9 @@ static const cli_opt kOpts[] = {
     {.name = "--rows", .arg = "N", .kind = CLI_INT, CLI_AT(args, rows), .min = 0, .max = 1 << 20,
      .doc = "rows of the prompt for prefill and decode; 0 is 600, or what the context holds"},
     {.name = "--sample", .arg = "N", .kind = CLI_INT, CLI_AT(args, sample), .min = 0, .max = 1 << 20,
-     .doc = "patches that attribute removes, evenly spread, eight times as many where edges are cut; 0 is all"},
+     .doc = "patches that attribute removes, evenly spread, eight times as many where edges are cut; of growth, points of each kind; 0 is all"},
+    {.name = "--output", .letter = 'o', .arg = "DIR", .kind = CLI_STR, CLI_AT(args, out),
+     .doc = "where growth writes growth.csv and its charts"},
     {0}};
 /* clang-format on */
 
@@ -80,6 +84,20 @@ out:
   return rc;
 }
 
+static int growth(const cli *c, const args *a, chi_err *err) {
+  int rc = 0;
+  int n = 0;
+  chi_growth_point g[CHI_GROWTH_POINTS];
+  chi_provenance prov;
+  if (!a->out) return cli_usage(err, "bench growth writes into a folder: -o DIR");
+  CHI_TRY(chi_mkdirs(a->out, err));
+  CHI_TRY(chi_bench_growth(g, &n, (int)a->sample, a->out, (int)a->runs, a->c.mem, err));
+  CHI_TRY(cli_provenance(&prov, c, NULL, NULL, NULL, err));
+  CHI_TRY(chi_growth_report(g, n, &prov, a->out, err));
+out:
+  return rc;
+}
+
 static int set_machine(const cli *c, chi_err *err) {
   const char *isa = c->common->isa ? c->common->isa : getenv("CHIASM_ISA");
   chi_set_threads((int)c->common->threads);
@@ -89,24 +107,29 @@ static int set_machine(const cli *c, chi_err *err) {
 static int run(cli *c, void *v, chi_err *err) {
   const args *a = v;
   int rc = 0;
-  static const char *const kinds[] = {"gemm", "load", "prefill", "decode", "trace", "attribute"};
-  static const int most[] = {1, 2, 2, 2, 4, 4}, least[] = {1, 2, 2, 2, 3, 3};
+  static const char *const kinds[] = {"gemm", "load", "prefill", "decode", "trace", "attribute", "growth"};
+  static const int most[] = {1, 2, 2, 2, 4, 4, 1}, least[] = {1, 2, 2, 2, 3, 3, 1};
   enum { kKinds = sizeof kinds / sizeof *kinds };
   int kind = 0;
   char path[PATH_MAX];
   chi_model *m = NULL;
   chi_prompt *p = NULL;
   chi_bench b = {.runs = (int)a->runs};
-  if (c->n_pos == 0) return cli_usage(err, "bench needs one of gemm, load, prefill, decode, trace, attribute");
+  if (c->n_pos == 0) return cli_usage(err, "bench needs one of gemm, load, prefill, decode, trace, attribute, growth");
   while (kind < kKinds && strcmp(c->pos[0], kinds[kind]) != 0) kind++;
   if (kind == kKinds)
-    return cli_usage(err, "no measurement '%s'; there are gemm, load, prefill, decode, trace, attribute", c->pos[0]);
+    return cli_usage(err, "no measurement '%s'; there are gemm, load, prefill, decode, trace, attribute, growth",
+                     c->pos[0]);
   if (c->n_pos < least[kind] || c->n_pos > most[kind])
     return cli_usage(err, "bench %s takes %s", kinds[kind],
-                     kind == 0   ? "no more words"
-                     : kind >= 4 ? "MODEL [IMAGE] QUESTION"
-                                 : "MODEL");
+                     least[kind] == 1 ? "no more words"
+                     : kind >= 4      ? "MODEL [IMAGE] QUESTION"
+                                      : "MODEL");
   CHI_TRY(set_machine(c, err));
+  if (kind == 6) {
+    CHI_TRY(growth(c, a, err));
+    goto out;
+  }
   if (kind == 0) {
     CHI_TRY(chi_bench_gemm(&b, err));
   } else if (kind == 1) {
@@ -141,8 +164,9 @@ const cli_command cmd_bench = {
     .text =
         "WHAT is gemm (products of a 7B decoder's sizes, no model), load MODEL, prefill MODEL, decode MODEL\n"
         "(prompts of --rows tokens without a meaning, with a picture where the model takes one),\n"
-        "trace MODEL [IMAGE] QUESTION (a whole causal map, noise on the bracketed words), or attribute MODEL\n"
-        "[IMAGE] QUESTION (all heads beside one forward pass, and patches removed). Each figure is a median.\n"
+        "trace MODEL [IMAGE] QUESTION (a whole causal map, noise on the bracketed words), attribute MODEL\n"
+        "[IMAGE] QUESTION (all heads beside one forward pass, and patches removed), or growth (maps of small\n"
+        "random models with more layers, text and picture, as a table and charts). Each figure is a median.\n"
         "The limit beside it was measured in the same run: independent multiply-adds in registers, or reading\n"
         "512 MB of memory, for a product the lower of the two; for patches one pass each. Weights of products\n"
         "change from run to run and are 512 MB together, so that no cache holds them.",

@@ -3,13 +3,21 @@
 #include "model/synth.h"
 
 typedef struct args {
+  int64_t layers, image;
+  chi_synth_size size;
   uint64_t seed;
   bool list;
 } args;
+/* clang-format off */
 static const cli_opt kOpts[] = {
     {.name = "--seed", .arg = "S", .kind = CLI_UINT, CLI_AT(args, seed), .doc = "of the random weights"},
+    {.name = "--layers", .arg = "N", .kind = CLI_INT, CLI_AT(args, layers), .min = 0, .max = 1000,
+     .doc = "layers of the decoder; 0 is the shape's own"},
+    {.name = "--image", .arg = "PIXELS", .kind = CLI_INT, CLI_AT(args, image), .min = 0, .max = 4096,
+     .doc = "side of the picture in pixels; 0 is the shape's own"},
     {.name = "--list", .kind = CLI_FLAG, CLI_AT(args, list), .doc = "print the shapes that there are"},
     {0}};
+/* clang-format on */
 
 static int run(cli *c, void *v, chi_err *err) {
   args *a = v;
@@ -17,7 +25,8 @@ static int run(cli *c, void *v, chi_err *err) {
   size_t n;
   const chi_synth_spec *specs = chi_synth_specs(&n);
   if (!a->list && c->n_pos != 2) return cli_usage(err, "synth needs a shape and a folder, or --list");
-  int rc = a->list ? 0 : chi_synth_write(c->pos[0], c->pos[1], a->seed, err);
+  a->size = (chi_synth_size){(int)a->layers, (int)a->image};
+  int rc = a->list ? 0 : chi_synth_write(c->pos[0], &a->size, c->pos[1], a->seed, err);
   for (size_t i = 0; a->list && i < n; i++) chi_str_addf(&s, "%-15s %s\n", specs[i].name, specs[i].doc);
   if (!a->list) chi_str_addf(&s, "wrote %s\n", c->pos[1]);
   if (rc == 0) rc = cli_print(&s, err);

@@ -90,19 +90,19 @@ static void test_written(void **state) {
       snprintf(dir, sizeof dir, "%s-%s-%d", tmp_path("synth"), shapes[i], k);
       snprintf(file, sizeof file, "%s/model.safetensors", dir);
       unlink(file);
-      assert_works(chi_synth_write(shapes[i], dir, k == 2, err));
+      assert_works(chi_synth_write(shapes[i], NULL, dir, k == 2, err));
       assert_works(chi_model_open(&m, dir, CHI_DTYPE_F32, err));
       assert_int_equal(m->net.has_vision, i == 0);
       assert_works(chi_model_hash(m, err));
       memcpy(hash[k], m->hash, 65);
       chi_model_free(m);
-      assert_fails(chi_synth_write(shapes[i], dir, 0, err), CHI_ERR_ARG, "is there already");
+      assert_fails(chi_synth_write(shapes[i], NULL, dir, 0, err), CHI_ERR_ARG, "is there already");
       unlink(file);
     }
     assert_string_equal(hash[0], hash[1]);
     assert_string_not_equal(hash[0], hash[2]);
   }
-  assert_fails(chi_synth_write("llava-9", tmp_path("synth"), 0, err), CHI_ERR_ARG, "no shape 'llava-9'");
+  assert_fails(chi_synth_write("llava-9", NULL, tmp_path("synth"), 0, err), CHI_ERR_ARG, "no shape 'llava-9'");
 }
 
 int main(void) {

@@ -38,6 +38,24 @@ int chi_bench_trace(chi_bench *b, const chi_model *m, const chi_prompt *p, size_
  * all. */
 int chi_bench_attribute(chi_bench *b, const chi_model *m, const chi_prompt *p, int32_t sample, size_t mem,
                         chi_err *err);
+/* Causal maps (mlp, attn, hidden) of random checkpoints (tiny-llava's width, f32), as layers, rows behind the picture and
+ * rows of the picture grow: the first `points` of four of each (0 = all). Median CPU seconds of all threads, steadier than the clock on a busy
+ * machine; runs 0 = 5. A folder in `dir` holds one checkpoint at a time and is removed. */
+typedef enum chi_growth_axis {
+  CHI_GROWTH_LAYERS,
+  CHI_GROWTH_TEXT,
+  CHI_GROWTH_PICTURE,
+  CHI_GROWTH_AXES
+} chi_growth_axis;
+enum { CHI_GROWTH_POINTS = 4 * CHI_GROWTH_AXES };
+typedef struct chi_growth_point {
+  chi_growth_axis axis;
+  int32_t layers, rows, image_rows;
+  int64_t cells, live, dense; /* live, dense: rows x layers computed, and with one forward pass for each run */
+  double seconds;
+} chi_growth_point;
+int chi_bench_growth(chi_growth_point out[CHI_GROWTH_POINTS], int *n, int points, const char *dir, int runs, size_t mem,
+                     chi_err *err);
 int chi_bench_load(chi_bench *b, const char *path, chi_dtype_choice dtype, chi_err *err);
 
 #endif

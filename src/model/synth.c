@@ -189,7 +189,17 @@ static json_t *preprocessor(int image) {
                    0.26862954, 0.26130258, 0.27577711);
 }
 
-int chi_synth_write(const char *spec, const char *dir, uint64_t seed, chi_err *err) {
+static int resize(json_t *c, const chi_synth_size *z, const char *spec, chi_err *err) {
+  json_t *text = json_object_get(c, "text_config"), *seen = json_object_get(c, "vision_config");
+  if (!z) return 0;
+  if (z->layers) json_object_set_new(text ? text : c, "num_hidden_layers", json_integer(z->layers));
+  if (z->image && !json_object_get(seen, "image_size"))
+    return chi_fail(err, CHI_ERR_ARG, "the picture of '%s' cannot have another size", spec);
+  if (z->image) json_object_set_new(seen, "image_size", json_integer(z->image));
+  return 0;
+}
+
+int chi_synth_write(const char *spec, const chi_synth_size *size, const char *dir, uint64_t seed, chi_err *err) {
   int rc = 0;
   char path[4096];
   const chi_synth_spec *s = NULL;
@@ -207,6 +217,7 @@ int chi_synth_write(const char *spec, const char *dir, uint64_t seed, chi_err *e
   }
   c = chi_synth_config(s, err);
   CHI_TRY(c ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(resize(c, size, spec, err));
   const bool layers_from_end = json_object_get(c, "vision_feature_layer") != NULL;
   if (layers_from_end) json_object_set_new(c, "vision_feature_layer", json_integer(-1)); /* all that a checkpoint has */
   CHI_TRY(chi_model_record(&m, c, tell, &all, err));
