@@ -216,8 +216,8 @@ static void check_live_rows(uint64_t seed) {
         plan_copy(p, b, clean, kCells[s], l, row, row + 1);
         plan_take_logits(p, b, T - 1);
         /* The row from its layer on; the last row from the next layer on; the rows between them too, but they are read
-         * as keys only, which differ one layer later: not in the last two layers. Rows before the corrupted ones hold the
-         * clean value already. */
+         * as keys only, which differ one layer later: not in the last two layers. Rows before the corrupted ones hold
+         * the clean value already. */
         if (row < LO) continue;
         if (row == T - 1)
           want += L - l;

@@ -1,5 +1,5 @@
-/* How the cost of a causal map grows: random checkpoints of a small LLaVA's shape with other numbers of layers and picture
- * rows, and longer questions; see bench.h. */
+/* How the cost of a causal map grows: random checkpoints of a small LLaVA's shape with other numbers of layers and of
+ * picture rows, and longer questions; see bench.h. */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* clock_gettime */
 #endif

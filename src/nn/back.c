@@ -170,8 +170,8 @@ static void value_dots(const attn_rows *a, int64_t t, float dp[kKeys][kRows]) {
 static void attn_rows_back(attn_rows *a) {
   const attn_job *j = a->j;
   int64_t nq = (int64_t)j->heads * j->hd, nkv = (int64_t)j->kv_heads * j->hd;
-  const float *p[kRows], *o[kRows], *q[kRows];
-  float *dq[kRows], dp[kKeys][kRows];
+  const float *p[kRows] = {NULL}, *o[kRows] = {NULL}, *q[kRows] = {NULL};
+  float *dq[kRows] = {NULL}, dp[kKeys][kRows];
   double dot[kRows] = {0}; /* sum_t p_t dp_t */
   for (int64_t r = 0; r < a->n; r++) {
     int64_t at = (a->i + r) * nq + a->h * j->hd;
