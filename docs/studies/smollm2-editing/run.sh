@@ -27,10 +27,10 @@ fi
 # Edits, with the same settings on both sides.
 "$chiasm" moments "$model" --data "$nq" --layers "$layers" --keys 10000 -o "$out/moments.safetensors" -q
 settings() {
-  value="--steps 20 --stop 0.05 --lr 2z --decay 1e-3 --clamp 10 --shrink 0.1 --moments $out/moments.safetensors"
+  value="--steps 20 --stop 0.05 --decay 1e-3 --clamp 10 --shrink 0.1 --moments $out/moments.safetensors"
   case $1 in
-    rome) echo "--method rome --layer $mid $value" ;;
-    memit) echo "--method memit --layer $layers --lambda 0.01kk $value" ;;
+    rome) echo "--method rome --layer $mid --lr 2z $value" ;;
+    memit) echo "--method memit --layer $layers --lr 0.2z --lambda 0.01kk $value" ;;
     ft) echo "--method ft --layer $mid --steps 20 --stop 0.05 --lr 2e-3" ;;
   esac
 }
