@@ -16,6 +16,11 @@ python=${PYTHON:-python3}
 export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184
 export OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
 mkdir -p "$work"
+"$python" -c 'import torch, transformers, tokenizers, PIL' 2>/dev/null || {
+  echo "all.sh: $python lacks the packages of tools/demo_model/requirements.txt: pip install -r it, or name another" \
+    "interpreter with PYTHON=" >&2
+  exit 1
+}
 run() {
   start=$(date +%s)
   "$python" "$here/train.py" --model "$model" --text-model "${model%/}-text" --work "$work" "$@"

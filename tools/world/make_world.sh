@@ -23,6 +23,11 @@ here=$(dirname "$0")
 for program in "$python" rsvg-convert; do
   command -v "$program" >/dev/null || { echo "make_world.sh: $program not found" >&2; exit 1; }
 done
+"$python" -c 'import numpy, PIL, tokenizers' 2>/dev/null || {
+  echo "make_world.sh: $python lacks the packages of tools/demo_model/requirements.txt: pip install -r it, or name" \
+    "another interpreter with PYTHON=" >&2
+  exit 1
+}
 
 if [ -z "$packages" ]; then
   packages=out/packages
