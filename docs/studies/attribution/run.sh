@@ -3,10 +3,10 @@
 #
 #   docs/studies/attribution/run.sh [OUT]      from the repository root; study-run/attribution
 #
-# CHIASM names the program (build/chiasm). MODELS: folders that are studied; one that is not there is left out. EVERY: what is
-# costly is done for every so many pictures (10; 1 = all). KEEP: where tables and figures go, else here. LIMIT=N takes the first
-# N items, and ASK names explainers (all) and COSTLY the costly ones of them. It can be stopped with anything: the same command
-# goes on where it was.
+# CHIASM names the program (build/chiasm). KEEP: where tables and figures go, else here. EVERY: what is costly is done for every
+# so many pictures (10; 1 = all). ITEMS and ITEMS_NO_ATTENTION: masked items of the fair test that are used, from the first by id
+# (0 = all). In miniature: LIMIT=N takes N items of everything, ASK names explainers (all), COSTLY the costly ones of them. It can
+# be stopped with anything: the same command goes on where it was.
 set -eu
 chiasm=${CHIASM:-build/chiasm}
 out=${1:-study-run/attribution}
@@ -14,37 +14,38 @@ keep=${KEEP:-docs/studies/attribution}
 items=models/demo/eval/items.jsonl
 ask=${ASK:-all}
 costly=${COSTLY:-remove-zero,remove-mean,remove-blur,remove-noise,occlude,integrated-gradients,curves}
+cheap=increase,increase-top,increase-picture,all-heads,attention,rollout,relevancy,attribution-patching,lens,cut-text
+cheap=$cheap,cut-last,random,centre
 limit=${LIMIT:+--limit $LIMIT}
 mkdir -p "$out" "$keep"
 
 first=models/demo
-for model in ${MODELS:-models/demo models/demo-no-attention}; do
-  if [ ! -f "$model/config.json" ]; then
-    echo "$model is not there: left out" >&2
-    continue
-  fi
+fair() { # MODEL ITEMS OPTIONS...
+  model=$1
   name=$(basename "$model")
-  # shellcheck disable=SC2086
-  "$chiasm" eval attribution "$items" --model "$model" -o "$out/$name" --split test --form scene --explainer "$ask" \
-    --rare "$costly" --every "${EVERY:-10}" --shuffle 20 --threads 1 --quiet $limit >"$out/$name.txt"
+  n=$2
+  shift 2
+  "$chiasm" eval attribution "$items" --model "$model" -o "$out/$name" --split test --form scene --limit "${LIMIT:-$n}" \
+    --threads 1 --quiet "$@" >"$out/$name.txt"
   cp "$out/$name/attribution-test.csv" "$keep/$name.csv"
   cp "$out/$name/attribution-test.png" "$keep/$name.png"
-done
+}
+fair "$first" "${ITEMS:-523}" --explainer "$ask" --rare "$costly" --every "${EVERY:-10}" --shuffle 20
+# Patches that never looked at each other: what one pass or two give.
+fair models/demo-no-attention "${ITEMS_NO_ATTENTION:-150}" --explainer "${ASK:-$cheap}" --rare curves --every 20
 
 # The tables of the paper: a picture, the same told in words, and the language model before it saw pictures.
-lookup() { # NAME ROWS OPTIONS...
+lookup() { # NAME OPTIONS...
   name=$1
-  rows=$2
-  shift 2
+  shift
   # shellcheck disable=SC2086
   "$chiasm" eval incontext "$items" --model "$first" --text-model models/demo-text --template demo -o "$out/$name" \
-    --split test --rows "$rows" --threads 1 --quiet $limit "$@" >"$out/$name.txt"
+    --split test --rows 5 --threads 1 --quiet $limit "$@" >"$out/$name.txt"
   cp "$out/$name/incontext.csv" "$keep/$name.csv"
 }
-lookup color-5 5 --form scene --relation color
-lookup color-20 20 --form scene --relation color
-limit="--limit ${LIMIT:-120}"
-lookup capital-5 5 --form fact --relation capital
+lookup color --form scene --relation color
+limit="--limit ${LIMIT:-82}"
+lookup capital --form fact --relation capital
 
 # The maps of the first ten items by id.
 text() { # KEY: a text of the JSON line on stdin
