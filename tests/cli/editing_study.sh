@@ -19,6 +19,12 @@ works 'the table' eval compare $set_file --split test --limit 2 "none=$T/none.js
 check 'no edit keeps everything' sh -c "grep -q '^none,same_picture,1,1,1,2,' '$T/t.csv'"
 check 'and says nothing new' grep -q '^none,headline,0,' "$T/t.csv"
 
+mkdir -p "$T/study/test" "$T/study/sweep" "$T/study/planted"
+for m in none:none multedit:m ft:ft released:r; do cp "$T/${m#*:}.jsonl" "$T/study/test/${m%:*}-counterfactual.jsonl"; done
+check 'the page of tables' env CHIASM="$chiasm" OUT="$T/study" KEEP="$T/page" DRAWS=50 sh docs/studies/editing/run.sh tables
+check 'has a row of each' [ "$(grep -c '^| \(none\|multedit\|ft\|released\) | 2 |' "$T/page/tables.md")" = 8 ]
+check 'and a figure' test -s "$T/page/counterfactual.png"
+
 awk -v dir="$T" -f docs/studies/editing/planted.awk models/demo/planted/planted.jsonl
 check 'thirty planted facts for each layer' sh -c "[ \$(cat '$T'/planted-3.jsonl '$T'/planted-6.jsonl '$T'/planted-9.jsonl | wc -l) = 90 ]"
 works 'planted facts, edited elsewhere' eval edits "$T/planted-6.jsonl" --model models/demo --apply models/demo/planted/layer-6.safetensors \

@@ -1,0 +1,221 @@
+#!/bin/sh
+# Reruns the editing study (docs/studies/editing.md) from the repository root. Every log goes on where it was stopped.
+#   docs/studies/editing/run.sh [STAGE...]     tune, test, sweep, planted, chain, keys, tables; all of them if none is named
+# CHIASM: the program. OUT: where the logs go. KEEP: where tables and figures go, else here. DRAWS: of bootstrap and swaps (10,000).
+set -eu
+chiasm=${CHIASM:-build/chiasm}
+out=${OUT:-out/editing}
+sets=models/demo/edits
+here=docs/studies/editing
+keep=${KEEP:-$here}
+draws=${DRAWS:-10000}
+moments=$out/moments.safetensors
+mkdir -p "$keep" "$out/tune" "$out/test" "$out/sweep" "$out/planted" "$out/chain"
+stages=${*:-tune test sweep planted chain keys tables}
+
+log() { # LOG SET ARGUMENTS...: what a run printed stays beside its log and says that it is finished
+  file=$1
+  set_file=$2
+  shift 2
+  [ -s "$file.txt" ] && return
+  "$chiasm" eval edits "$set_file" --model models/demo -q -o "$file.jsonl" "$@" >"$file.part"
+  mv "$file.part" "$file.txt"
+}
+dev() { # NAME ARGUMENTS...: ten dev edits of the counterfactual set, one probe of each kind
+  name=$1
+  shift
+  log "$out/tune/$name" $sets/counterfactual.jsonl --split dev --every 6 --probes 1 --others 1 --before "$out/tune/none.jsonl" "$@"
+}
+try() { # SET NAME ARGUMENTS...: 200 test edits of a set, one probe of each kind
+  set=$1
+  name=$2
+  shift 2
+  log "$out/test/$name-$set" $sets/$set.jsonl --split test --limit 200 --probes 1 --others 1 --before "$out/test/none-$set.jsonl" "$@"
+}
+sweep() { # NAME ARGUMENTS...: every layer alone, 60 test edits of the counterfactual set
+  name=$1
+  shift
+  log "$out/sweep/$name" $sets/counterfactual.jsonl --split test --every 4 --probes 1 --others 1 \
+    --before "$out/test/none-counterfactual.jsonl" --stop 0.2 --sweep 0-11 --trace "$@"
+}
+chain() { # NAME ARGUMENTS...: up to 100 edits and 500 other questions, or a short one (POINTS, OTHERS)
+  name=$1
+  shift
+  log "$out/chain/$name" $sets/counterfactual.jsonl --split test --sequential "${POINTS:-1,10,100}" \
+    --untouched models/demo/eval/items.jsonl --untouched-limit "${OTHERS:-500}" "$@"
+}
+
+# Settings, the best of those tried on the dev edits and then frozen.
+multedit='--method multedit --layer 2 --stop 0.2'
+rome="--method rome --moments $moments --layer 2 --stop 0.2"
+memit="--method memit --moments $moments --layer 1-2 --stop 0.2"
+ft='--method ft --preset unconstrained --layer 9 --lr 4e-3 --stop 0.2'
+ftc='--method ft --preset constrained --layer 9 --lr 4e-3 --max-change 2e-2 --stop 0.2'
+lora='--method lora --layer 9 --lr 2e-2 --stop 0.2'
+bias='--method bias --goal 0.8'
+ike='--method ike --preset bare'
+released='--method multedit --preset released'
+
+prepare() { # second moments, and what the unedited model says
+  [ -s "$moments" ] || "$chiasm" moments models/demo --data models/demo/eval/items.jsonl -o "$moments" -q
+  [ -s "$out/tune/none.txt" ] || log "$out/tune/none" $sets/counterfactual.jsonl --split dev --every 6 --method none
+  for set in counterfactual correction insertion; do
+    log "$out/test/none-$set" $sets/$set.jsonl --split test --method none
+  done
+}
+
+tune() {
+  m='--method multedit'
+  dev multedit-1 $m --layer 1
+  dev multedit-2 $m --layer 2
+  dev multedit-3 $m --layer 3
+  dev multedit-2-stop $m --layer 2 --stop 0.2
+  dev multedit-1-kl $m --layer 1 --kl 0.25
+  dev multedit-last-prompt-4 $m --layer 4 --edit-at last-prompt
+  dev multedit-last-prompt-8-stop $m --layer 8 --edit-at last-prompt --stop 0.2
+  dev multedit-auto $m --edit-at auto
+  r="--method rome --moments $moments"
+  dev rome-2-identity --method rome --layer 2
+  dev rome-1 $r --layer 1
+  dev rome-2 $r --layer 2
+  dev rome-2-stop $r --layer 2 --stop 0.2
+  dev rome-last-prompt-4 $r --layer 4 --edit-at last-prompt
+  f='--method ft --preset unconstrained --lr 4e-3'
+  dev ft-1 $f --layer 1
+  for l in 1 2 5 9; do dev ft-$l-stop $f --layer $l --stop 0.2; done
+  c='--method ft --preset constrained --stop 0.2'
+  dev ftc-1 $c --layer 1 --lr 2e-3 --max-change 2e-3
+  dev ftc-2 $c --layer 2 --lr 4e-3 --max-change 5e-3
+  dev ftc-9 $c --layer 9 --lr 4e-3 --max-change 5e-3
+  dev ftc-9-wide $c --layer 9 --lr 4e-3 --max-change 1e-2
+  dev ftc-9-wider $c --layer 9 --lr 4e-3 --max-change 2e-2
+  e="--method memit --moments $moments --stop 0.2"
+  for l in 1-2 1-3 2-3; do dev memit-$l $e --layer $l; done
+  dev lora-9 --method lora --layer 9 --lr 2e-2 --stop 0.2
+  for g in 0.5 0.8 0.95 0.99; do dev bias-$g --method bias --goal $g; done
+  dev ike-bare --method ike --preset bare
+  dev ike-4 --method ike --demos $sets/counterfactual.jsonl --demo-limit 60 --encoder models/cache/all-minilm-l6-v2 --contexts 4
+}
+
+main_runs() {
+  try counterfactual multedit $multedit --trace
+  for set in correction insertion; do try $set multedit $multedit; done
+  for set in counterfactual correction insertion; do
+    try $set ft $ft
+    try $set ftc $ftc
+    try $set rome $rome
+    try $set memit $memit
+    try $set lora $lora
+    try $set random $multedit --random-site
+    try $set bias $bias
+    try $set released $released
+    try $set ike $ike
+  done
+}
+
+planted() {
+  awk -v dir="$out/planted" -f $here/planted.awk models/demo/planted/planted.jsonl
+  for layer in 3 6 9; do
+    log "$out/planted/layer-$layer" "$out/planted/planted-$layer.jsonl" --apply models/demo/planted/layer-$layer.safetensors \
+      --method multedit --stop 0.2 --sweep 0-11
+  done
+}
+
+main_columns='headline reliability paraphrase rendering same_question same_picture p_target'
+main_heads='headline|target said|paraphrase|rendering|(a)|(b)|p(target)'
+rest_columns='text_twin one_hop reverse same_relation other_picture other_text right.unrelated_change'
+rest_heads='by name|one hop|reverse|(c)|(d)|(e)|(d), (e): right less before'
+
+markdown() { # CSV COLUMNS HEADS [REFERENCE]
+  awk -F, -v cols="$2" -v heads="$3" -v plain=p_target -v differences="${4:-}" -f $here/table.awk "$1"
+}
+title_of() { # PATH: what stands before the dash of a figure
+  name=$(basename "$1" .jsonl)
+  echo "${name%%-*}, key at ${name#*-}"
+}
+
+tables() { # what the page speaks of, beside it: tables.md, every number as CSV, figures
+  page=$keep/tables.md
+  echo '# The editing study in numbers' >"$page"
+  printf '\nMade by `%s/run.sh tables`. In percent but for p; in brackets 95 %% by bootstrap over entities.\n' $here >>"$page"
+  printf '\n## Dev edits (tuning)\n\n' >>"$page"
+  rows=
+  for f in "$out"/tune/*.txt; do
+    [ -s "$f" ] || continue
+    name=$(basename "$f" .txt)
+    [ "$name" != none ] && rows="$rows $name=$out/tune/$name.jsonl"
+  done
+  [ -z "$rows" ] || "$chiasm" eval compare --draws "$draws" $sets/counterfactual.jsonl --split dev --every 6 $rows --csv "$keep/tuning.csv" >/dev/null
+  [ -z "$rows" ] || markdown "$keep/tuning.csv" "$main_columns" "$main_heads" >>"$page"
+  for set in counterfactual correction insertion; do
+    rows=
+    for m in none multedit rome memit ft ftc lora ike bias random released; do
+      [ -s "$out/test/$m-$set.jsonl" ] && rows="$rows $m=$out/test/$m-$set.jsonl"
+    done
+    [ -s "$out/test/multedit-$set.jsonl" ] || continue
+    tested=
+    for m in ft ftc; do [ -s "$out/test/$m-$set.jsonl" ] && tested="$tested${tested:+,}$m"; done
+    "$chiasm" eval compare --draws "$draws" $sets/$set.jsonl --split test --limit 200 $rows --against multedit ${tested:+--compare $tested} \
+      --csv "$keep/$set.csv" --figure "$keep/$set.png" --title "$set edits of the demo model" >/dev/null
+    printf '\n## Test edits: %s\n\n' $set >>"$page"
+    markdown "$keep/$set.csv" "$main_columns" "$main_heads" >>"$page"
+    echo >>"$page"
+    markdown "$keep/$set.csv" "$rest_columns" "$rest_heads" multedit >>"$page"
+  done
+  for log in "$out"/sweep/*.jsonl; do
+    [ -s "$log" ] || continue
+    name=$(basename "$log" .jsonl)
+    "$chiasm" eval compare --draws "$draws" $sets/counterfactual.jsonl --split test --every 4 "$log" --curve --csv "$keep/layers-$name.csv" \
+      --figure "$keep/layers-$name.png" --title "$(title_of "$log")" >"$keep/layers-$name.txt"
+    printf '\n## Layers: %s\n\n' "$(title_of "$log")" >>"$page"
+    markdown "$keep/layers-$name.csv" "$main_columns" "$main_heads" >>"$page"
+    grep -E '^(Highest|Over rows)' "$keep/layers-$name.txt" | sed 's/^/\n/' >>"$page"
+  done
+  for layer in 3 6 9; do
+    [ -s "$out/planted/layer-$layer.jsonl" ] || continue
+    "$chiasm" eval compare --draws "$draws" "$out/planted/planted-$layer.jsonl" "$out/planted/layer-$layer.jsonl" --curve \
+      --csv "$keep/planted-$layer.csv" >"$out/planted-$layer.txt"
+    printf '\n## Facts planted in layer %s\n\n' "$layer" >>"$page"
+    markdown "$keep/planted-$layer.csv" 'headline reliability paraphrase same_question same_picture p_target' \
+      'headline|target said|paraphrase|(a) others|(b) other relations|p(target)' >>"$page"
+    grep "^Highest" "$out/planted-$layer.txt" | sed 's/^/\n/' >>"$page"
+  done
+  for f in "$out"/chain/*.txt; do
+    [ -s "$f" ] || continue
+    printf '\n## A chain of edits: %s\n\n```\n' "$(basename "$f" .txt)" >>"$page"
+    grep -v '^wrote ' "$f" >>"$page"
+    echo '```' >>"$page"
+  done
+}
+
+[ "$stages" = tables ] || prepare
+for stage in $stages; do
+  case $stage in
+    tune) tune ;;
+    test) main_runs ;;
+    sweep)
+      sweep multedit-constraint-last --method multedit
+      sweep multedit-last-prompt --method multedit --edit-at last-prompt
+      sweep rome-constraint-last --method rome --moments "$moments"
+      ;;
+    planted) planted ;;
+    chain)
+      for m in multedit ft; do
+        eval "settings=\$$m"
+        POINTS=1,10 OTHERS=100 chain $m-10 $settings
+      done
+      chain multedit $multedit
+      chain ft $ft
+      chain rome $rome
+      ;;
+    keys)
+      for m in multedit rome; do
+        eval "settings=\$$m"
+        log "$out/test/keys-$m" $sets/counterfactual.jsonl --split test --every 4 --probes 1 --others 50 \
+          --before "$out/test/none-counterfactual.jsonl" $settings
+      done
+      ;;
+    tables) tables ;;
+    *) echo "run.sh: no stage $stage" >&2; exit 2 ;;
+  esac
+done
