@@ -132,8 +132,16 @@ static int text_claims(chii_claims *c, const chii_maps *m, chi_err *err) {
   double *x = NULL;
   chi_est e;
   const chii_map *p = NULL;
-  for (int i = 0; i < m->n; i++) /* the widest window */
-    if (strcmp(m->map[i].site, "mlp") == 0 && (!p || m->map[i].window > p->window)) p = &m->map[i];
+  const chii_map *late = NULL;
+  for (int i = 0; i < m->n; i++) { /* the widest windows */
+    const chii_map **at = strcmp(m->map[i].site, "mlp") == 0 ? &p : &late;
+    if (!*at || m->map[i].window > (*at)->window) *at = &m->map[i];
+  }
+  if (late) {
+    double L2 = (double)(late->layers / 2 + 1), end = (double)late->layers;
+    CHI_TRY(chii_claim_peak(c, "R3", m, "attn", late->window, false, CHI_STUDY_LAST, L2, end, err));
+    CHI_TRY(chii_claim_peak(c, "R", m, "attn", late->window, false, CHI_STUDY_END, 0, -1, err));
+  }
   if (!p) return 0;
   int64_t L = p->layers, W = (1 + kOther) * L;
   int32_t n = m->v->cl.n_items;
@@ -150,9 +158,7 @@ static int text_claims(chii_claims *c, const chii_maps *m, chi_err *err) {
       chii_claim_say(c, "R2", &e, NAN, NAN, 3, chii_by_side(&e, 0, 1), err,
                      "peak of mean E at the last subject token less the largest peak of any other: mlp, window %d; %s",
                      p->window, m->v->title));
-  CHI_TRY(chii_claim_peak(c, "R3", m, "attn", p->window, false, CHI_STUDY_LAST, (double)(L / 2 + 1), (double)L, err));
   CHI_TRY(chii_claim_peak(c, "R", m, "mlp", p->window, false, CHI_STUDY_LAST, 0, -1, err));
-  CHI_TRY(chii_claim_peak(c, "R", m, "attn", p->window, false, CHI_STUDY_END, 0, -1, err));
 out:
   chi_free(x);
   return rc;
