@@ -23,7 +23,8 @@ static const cli_opt kOpts[] = {
     {.name = "--rows", .arg = "N", .kind = CLI_INT, CLI_AT(args, rows), .min = 0, .max = 1 << 20,
      .doc = "rows of the prompt for prefill and decode; 0 is 600, or what the context holds"},
     {.name = "--sample", .arg = "N", .kind = CLI_INT, CLI_AT(args, sample), .min = 0, .max = 1 << 20,
-     .doc = "patches that attribute removes, evenly spread, eight times as many where edges are cut; of growth, points of each kind; 0 is all"},
+     .doc = "patches that attribute removes, evenly spread, eight times as many where edges are cut; of growth, "
+            "points of each kind; 0 is all"},
     {.name = "--output", .letter = 'o', .arg = "DIR", .kind = CLI_STR, CLI_AT(args, out),
      .doc = "where growth writes growth.csv and its charts"},
     {0}};

@@ -125,10 +125,9 @@ static uint64_t mixed(uint64_t h) {
 
 /* The n-th item of an entity has n before it, in the order of the hashes. */
 static void set_turns(draw *list, size_t k) {
-  for (size_t i = 0; i < k; i++)
-    for (size_t j = 0; j < k; j++)
-      list[i].turn += strcmp(list[i].entity, list[j].entity) == 0 &&
-                      (list[j].hash < list[i].hash || (list[j].hash == list[i].hash && j < i));
+  for (draw *a = list; a < list + k; a++)
+    for (const draw *b = list; b < list + k; b++)
+      a->turn += strcmp(a->entity, b->entity) == 0 && (b->hash < a->hash || (b->hash == a->hash && b < a));
 }
 
 /* Of the form's items that are still kept, the n first by the hash of their ids: fewer are always a part of more. */

@@ -53,7 +53,8 @@ static const cli_opt kOpts[] = {
     {.name = "--shuffle", .arg = "N", .kind = CLI_INT, CLI_AT(args, shuffle), .min = 0, .max = 1e9,
      .doc = "the first N pictures also with the decoder's weights shuffled: maps must change"},
     {.name = "--rare", .arg = "A,B", .kind = CLI_STR, CLI_AT(args, rare),
-     .doc = "costly ones, made for some pictures only (--every): names of explainers, and curves (deletion and insertion)"},
+     .doc = "costly ones, made for some pictures only (--every): names of explainers, and curves (deletion and "
+            "insertion)"},
     {.name = "--every", .arg = "N", .kind = CLI_INT, CLI_AT(args, every), .min = 1, .max = 1e6,
      .doc = "what --rare names is made for every N-th picture"},
     {.name = "--heads", .arg = "K", .kind = CLI_INT, CLI_AT(args, heads), .min = 1, .max = 1e6,

@@ -210,8 +210,8 @@ static void test_log(void **state) {
 }
 
 /* ---- the summary ------------------------------------------------------------------------------------------- */
-/* 12 pictures with two items: explainer a is 0.3 better than b in each, c is b; one item failed, one was wrong. Four entities
- * in two ways of asking. */
+/* 12 pictures with two items: explainer a is 0.3 better than b in each, c is b; one item failed, one was wrong. Four
+ * entities in two ways of asking. */
 static json_t *planted(void) {
   json_t *items = json_array();
   for (int i = 0; i < 24; i++) {

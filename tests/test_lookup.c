@@ -1,4 +1,4 @@
-/* In-context lookup over items: a line is what the analysis says of each ask, the table what was planted in the lines. */
+/* In-context lookup over items: a line is what the analysis says of each ask, the table what the lines were given. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* Causal maps: set-up, the passes, the check; see trace.h. One pass does unless candidates (corruptions, donors) must be
- * run before it is known which of them the cells use. */
+/* Causal maps: set-up, the passes, the check; see trace.h. One pass does unless candidates (corruptions, donors) must
+ * be run before it is known which of them the cells use. */
 #include <math.h>
 #include <string.h>
 
@@ -245,7 +245,7 @@ out:
   return rc;
 }
 
-/* ---- all cells in one sweep ---------------------------------------------------------------------------------------- */
+/* ---- all cells in one sweep ------------------------------------------------------------------------------------- */
 static int cells_pass(work *w, bool hash, bool runs_too, chi_err *err) {
   int rc = 0;
   chi_run_stats stats = {0};

@@ -5,8 +5,8 @@
 #include "edit/edit.h"
 #include "edit/moments.h"
 
-/* By panels of columns, so that what a row takes away from a panel runs along rows of a transposed copy of it. Each element
- * still subtracts its products in the order of their columns, one by one: the bits of the plain loop. */
+/* By panels of columns, so that what a row takes away from a panel runs along rows of a transposed copy of it. Each
+ * element still subtracts its products in the order of their columns, one by one: the bits of the plain loop. */
 enum { kPanel = 64, kRows = 64 };
 typedef struct panel_job {
   double *a;
@@ -14,7 +14,7 @@ typedef struct panel_job {
   int64_t n, lo, hi;
 } panel_job;
 
-/* a[i][lo ..] less the products of columns before the panel. All columns are computed, those up to the diagonal are kept. */
+/* a[i][lo ..] less the products of columns before the panel. All are computed, those up to the diagonal are kept. */
 static void take_away(const panel_job *p, int64_t i) {
   double s[kPanel] = {0}, *row = p->a + i * p->n;
   int64_t m = (i + 1 < p->hi ? i + 1 : p->hi) - p->lo;

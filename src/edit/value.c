@@ -307,7 +307,8 @@ int chi_edit_residual(chi_job *j, float *key, float *residual, chi_err *err) {
   float *z0 = chi_calloc((size_t)d, sizeof *z0, err), *mean = chi_calloc((size_t)d, sizeof *mean, err);
   CHI_TRY(z0 && mean ? 0 : CHI_ERR_MEMORY);
   /* Without contexts this pass has the key as well. */
-  CHI_TRY(chi_edit_states(net, j->req->prompt, j->req->row, j->layer_lo, j->req->n_context ? NULL : key, z0, NULL, err));
+  float *only = j->req->n_context ? NULL : key;
+  CHI_TRY(chi_edit_states(net, j->req->prompt, j->req->row, j->layer_lo, only, z0, NULL, err));
   j->info.value_norm = sqrt(chi_dot64(z0, z0, d));
   CHI_TRY(chi_edit_value(residual, net, j->req, j->layer_lo, j->info.value_norm, &j->h, &j->info, err));
   if (j->req->n_context) CHI_TRY(chi_edit_key(net, j->req, j->layer_lo, false, key, mean, err));

@@ -86,7 +86,8 @@ out:
   return rc;
 }
 
-/* sample patches (of edges eight times as many), evenly spread, each alone; the limit is what one forward pass a patch would give. */
+/* sample patches (of edges eight times as many), evenly spread, each alone; the limit is what one forward pass a patch
+ * would give. */
 static int patches(chi_bench *b, const chi_model *m, const chi_prompt *p, int runs, int32_t sample, size_t mem,
                    double pass, chi_err *err) {
   static const struct {

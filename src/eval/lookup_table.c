@@ -74,7 +74,8 @@ static int columns(chi_lookup_table *t, sums *s, int c, const chi_boot_opts *boo
   for (int k = 0; k < CHI_INCONTEXT_MEASURES; k++) {
     if (!values(s, c, k, s->a)) continue;
     CHI_TRY(chi_boot_mean(&t->row[c][k].mean, &s->units, s->a, NULL, boot, err));
-    if (c > 0 && values(s, 0, k, s->b) && both(s))
+    bool twin = c > 0; /* of the item's own column, 0 */
+    if (twin && values(s, 0, k, s->b) && both(s))
       CHI_TRY(chi_boot_mean(&t->row[c][k].less_item, &s->units, s->a, s->b, boot, err));
   }
   for (int k = 0; k < CHI_LOOKUP_CONTROLS; k++)

@@ -159,7 +159,7 @@ static void scale_maps(const figure *f, maps *m, int from, int to) {
   }
 }
 
-/* A map that is never 0, as attention is: its smallest value is the zero, because its differences are what one looks at. */
+/* A map that is never 0, as attention is: its smallest value is the zero, for its differences are what one looks at. */
 static void stretch_map(const figure *f, maps *m, int k) {
   chi_patches g = chi_patches_of(f->a->model, f->a->prompt);
   float *v = m->v[k], lo = v[0], hi = v[0];

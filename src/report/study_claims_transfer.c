@@ -28,8 +28,9 @@ static int by_both(const void *a, const void *b) {
 /* best[i]: 1 where the item's answer is the commonest of its relation in the view; of several, the first by name. */
 static int majority(double *best, const chii_study *s, const chii_view *v, chi_err *err) {
   int32_t n = v->cl.n_items;
-  said *all = chi_calloc(2 * (size_t)n + 1, sizeof *all, err), *own = all + n;
+  said *all = chi_calloc(2 * (size_t)n + 1, sizeof *all, err), *own = NULL;
   if (!all) return CHI_ERR_MEMORY;
+  own = all + n;
   for (int32_t i = 0; i < n; i++) {
     const json_t *info = s->item[v->at[i]].info;
     const char *relation = json_string_value(json_object_get(info, "relation")),
