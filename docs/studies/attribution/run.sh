@@ -30,7 +30,7 @@ fair() { # MODEL ITEMS OPTIONS...
   cp "$out/$name/attribution-test.csv" "$keep/$name.csv"
   cp "$out/$name/attribution-test.png" "$keep/$name.png"
 }
-fair "$first" "${ITEMS:-523}" --explainer "$ask" --rare "$costly" --every "${EVERY:-10}" --shuffle 20
+fair "$first" "${ITEMS:-0}" --explainer "$ask" --rare "$costly" --every "${EVERY:-10}" --shuffle 20
 # Patches that never looked at each other: what one pass or two give.
 fair models/demo-no-attention "${ITEMS_NO_ATTENTION:-150}" --explainer "${ASK:-$cheap}" --rare curves --every 20
 
