@@ -41,6 +41,9 @@ lengths() { c_and_headers | xargs awk -f scripts/check_lengths.awk; }
 words() { find src cli -name '*.[ch]' | sort | xargs awk -f scripts/check_words.awk; }
 shell_syntax() { for f in scripts/*.sh; do sh -n "$f" || return 1; done && bash -n .ci/run; }
 
+# A figure carries its command: run where the paths in it are relative.
+figures() { ! git ls-files docs models | grep -E '\.(png|svg|csv|json|html)$' | xargs grep -al ' /tmp/\|=/tmp/\|/home/'; }
+
 build_with() { # COMPILER FOLDER
   cmake -S . -B "$2" -G Ninja --log-level=WARNING -DCMAKE_C_COMPILER="$1" -DCHI_WERROR=ON && cmake --build "$2" -j "$jobs" -- -k 0
 }
@@ -58,6 +61,7 @@ check "folder ranks" scripts/check_layers.sh
 check "file, function and line lengths" lengths
 check "banned functions" words
 check "shell syntax" shell_syntax
+check "figures name no machine's paths" figures
 if clang-format --version 2>/dev/null | grep -q 'version 14\.'; then
   check "formatting (clang-format 14)" format
 else
