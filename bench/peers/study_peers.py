@@ -1,22 +1,26 @@
 """Items a minute of a study of causal maps: chiasm, and PyTorch doing the same items, both sides in this run.
 
     python bench/peers/study_peers.py ITEMS.jsonl --model models/demo [--items 3] [--runs 3] [--threads 1]
-    python bench/peers/study_peers.py KNOWN.jsonl --model FILE.gguf --noise 10 --window 6 --items 1 --sample 48
+    python bench/peers/study_peers.py KNOWN.jsonl --model FILE.gguf --noise 10 --window 6 --items 2 --runs 2 --sample 24 --cpu
 
 ITEMS: chiasm's own items (`chiasm data convert`). With a picture: the corruption is the item's substitute, values are put back
 from the item's own clean run and from the donor's, windows of one layer. With --noise: so many samples of noise on the bracketed
-tokens, no donor. mlp and attn x all layers x all tokens from the constraint on (before it nothing changes).
+tokens, no donor; transformers reads the file with `gguf` and `accelerate`. mlp and attn x all layers x all tokens from the
+constraint on (before it nothing changes).
 
 chiasm: `chiasm study trace`, its own seconds for the items (loading left out; the greedy answer, two cells of several
 tokens and SQLite are in it). PyTorch, in transformers (sdpa, inference mode, only the last row's logits, loading left out):
   one     one forward pass for each cell, with all rows
   shared  keys and values of the rows before the constraint computed once, 32 suffixes a batch
 Runs are interleaved and the median is taken. `one` runs on every so many cells that --sample are left for an item, `shared`
-on as many batches as hold --sample cells or more, and both are scaled. With pictures the effects at the last token must agree with chiasm's to 1e-5.
+on as many batches as hold --sample cells or more, and both are scaled. With pictures the effects at the last token must agree with
+chiasm's to 1e-5; with noise those of the first item's computed cells, under the noise that `chiasm trace` drew for it.
+--cpu: CPU seconds of either process instead, chiasm's with loading and start; for a machine that does other things.
 """
 import argparse
 import json
 import pathlib
+import resource
 import sqlite3
 import statistics
 import subprocess
@@ -27,6 +31,7 @@ import time
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from transformers import DynamicCache
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -66,7 +71,8 @@ class Rig:
 
 class Peer:
     def __init__(self, o):
-        self.o, self.text = o, o.model.suffix == ".gguf"
+        self.o, self.text, self.noise = o, o.model.suffix == ".gguf", {}
+        self.clock = time.process_time if o.cpu else time.perf_counter
         torch.set_num_threads(o.threads)
         if self.text:
             from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -92,8 +98,11 @@ class Peer:
             item = trace_ref.Item(self.tok, j["question"], 1)
             clean = trace_ref.embed(self.model, item.ids)
             bad = clean.repeat(self.o.noise, 1, 1)
-            sd = 3 * float(self.model.get_input_embeddings().weight.std())
-            bad[:, item.span] += torch.randn(self.o.noise, len(item.span), clean.shape[2]) * sd
+            noise = self.noise.get(j["question"])
+            if noise is None:
+                sd = 3 * float(self.model.get_input_embeddings().weight.std())
+                noise = torch.randn(self.o.noise, len(item.span), clean.shape[2]) * sd
+            bad[:, item.span] += noise
         else:
             image = self.model.config.image_token_id
             n = (self.model.config.vision_config.image_size // self.model.config.vision_config.patch_size) ** 2
@@ -124,17 +133,17 @@ class Peer:
         return e
 
     def one(self, j):
-        start = time.perf_counter()
+        start = self.clock()
         bad, sources, target, first, cells = self.prepare(j)
         some = cells[::max(1, len(cells) // self.o.sample)]
-        once = time.perf_counter()
+        once = self.clock()
         for c in some:
             self.p(self.rig.run(bad, self.edits([c], sources, bad.shape[0])), target).mean()
-        now = time.perf_counter()
+        now = self.clock()
         return once - start + (now - once) * len(cells) / len(some), {}
 
     def shared(self, j):
-        start = time.perf_counter()
+        start = self.clock()
         bad, sources, target, first, cells = self.prepare(j)
         n = bad.shape[0]
         base = DynamicCache()
@@ -143,7 +152,7 @@ class Peer:
         per = max(1, BATCH // n)
         batches = [cells[at:at + per] for at in range(0, len(cells), per)]
         some = batches[::max(1, len(cells) // max(self.o.sample, per))] if self.o.sample < len(cells) else batches
-        once, p = time.perf_counter(), {}
+        once, p = self.clock(), {}
         for batch in some:
             cache = DynamicCache()
             for i, layer in enumerate(base.layers):
@@ -151,21 +160,25 @@ class Peer:
             x = bad[:, first:].repeat(len(batch), 1, 1)
             got = self.p(self.rig.run(x, self.edits(batch, sources, n), cache=cache, shift=first), target)
             p.update(zip(batch, (got.view(-1, n).mean(1) - self.p_bad).tolist()))
-        now = time.perf_counter()
+        now = self.clock()
         return once - start + (now - once) * len(cells) / sum(map(len, some)), p
 
 
 def chiasm(o, items):
     """Seconds of the study, and its maps of the own value."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as tmp:
         data = pathlib.Path(tmp, "items.jsonl")
         data.write_text("".join(json.dumps(j) + "\n" for j in items))
-        corrupt = f"noise:3s,samples={o.noise}" if o.noise else "substitute"
+        corrupt, null = (f"noise:3s,samples={o.noise}", "1") if o.noise else ("substitute", "0")
         subprocess.run([o.chiasm, "study", "trace", data, "--model", o.model, "--corrupt", corrupt, "--sites", "mlp,attn",
-                        "--windows", str(o.window), "--one-direction", "--null-draws", "0", "--threads", str(o.threads),
+                        "--windows", str(o.window), "--one-direction", "--null-draws", null, "--threads", str(o.threads),
                         "--quiet", "-o", f"{tmp}/run"], check=True, stdout=subprocess.DEVNULL)
         db = sqlite3.connect(f"{tmp}/run/run.sqlite")
         seconds = db.execute("select sum(seconds) from session").fetchone()[0]
+        if o.cpu:
+            now = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
         kind = f"trace/item/{corrupt}/mlp/w{o.window}/own/p"
         maps = [np.frombuffer(v, "<f4").reshape(-1, 11) for v, in
                 db.execute("select payload from result where kind = ? order by seq", (kind,))]
@@ -174,6 +187,18 @@ def chiasm(o, items):
     if done != len(items) or len(maps) != len(items):
         sys.exit(f"chiasm did {done} of {len(items)} items")
     return seconds, maps
+
+
+def drawn(o, j):
+    """The noise that `chiasm trace` draws for a question, and its effects {(site, layer, row): effect}."""
+    with tempfile.TemporaryDirectory() as tmp:
+        subprocess.run([o.chiasm, "trace", o.model, j["question"], "--raw", "--corrupt", f"noise:3s,samples={o.noise}", "--window",
+                        str(o.window), "--sites", "mlp,attn", "--threads", str(o.threads), "-q", "-o", f"{tmp}/t"],
+                       check=True, stdout=subprocess.DEVNULL)
+        t = load_file(f"{tmp}/t/trace.safetensors")
+    effects = {s: t[f"{s}.own.p"] - t["p_corrupted"] for s in ("mlp", "attn")}
+    return torch.as_tensor(t["noise"]), {(s, l, int(r)): float(m[l, i]) for s, m in effects.items()
+                                         for l in range(len(m)) for i, r in enumerate(t["rows"])}
 
 
 def main():
@@ -187,10 +212,14 @@ def main():
     ap.add_argument("--noise", type=int, default=0)
     ap.add_argument("--window", type=int, default=1)
     ap.add_argument("--sample", type=int, default=10**9)
+    ap.add_argument("--cpu", action="store_true")
     o = ap.parse_args()
     items = [json.loads(line) for line in o.data.read_text().splitlines()][:o.items]
     with torch.inference_mode():
         peer, seconds, worst = Peer(o), {"chiasm": [], "shared": [], "one": []}, 0.0
+        same, checked = {}, set()
+        if o.noise:
+            peer.noise[items[0]["question"]], same = drawn(o, items[0])
         peer.shared(items[0])  # warmed up
         for _ in range(o.runs):
             s, maps = chiasm(o, items)
@@ -201,18 +230,22 @@ def main():
                     t, p = getattr(peer, name)(j)
                     total += t
                     last = max((r for _, _, _, r in p), default=0)
+                    if o.noise and j is items[0]:
+                        checked |= p.keys()
+                        worst = max([worst, *(abs(v - same[c[1:]]) for c, v in p.items())])
                     for (k, site, l, r), v in p.items():
                         if k == 0 and site == "mlp" and r == last and not o.noise:
                             worst = max(worst, abs(v - float(m[l, LAST])))
                 seconds[name].append(total)
+            print("run:", {k: round(v[-1], 1) for k, v in seconds.items()}, file=sys.stderr)
     best = {k: statistics.median(v) for k, v in seconds.items()}
     for k, v in best.items():
         print(f"{k:8} {60 * len(items) / v:9.2f} items a minute   {best[k] / best['chiasm']:7.2f} x chiasm's time   "
               f"({', '.join(f'{t:.2f}' for t in seconds[k])} s for {len(items)} items)")
-    if not o.noise:
-        print(f"effects at the last token: largest difference {worst:.1e}")
-        if worst > 1e-5:
-            sys.exit("the two sides differ")
+    where = f"of {len(checked)} cells of the first item" if o.noise else "at the last token"
+    print(f"effects {where}: largest difference {worst:.1e}")
+    if worst > 1e-5:
+        sys.exit("the two sides differ")
 
 
 if __name__ == "__main__":
