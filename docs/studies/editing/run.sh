@@ -1,6 +1,6 @@
 #!/bin/sh
 # Reruns the editing study (docs/studies/editing.md) from the repository root. Every log goes on where it was stopped.
-#   docs/studies/editing/run.sh [STAGE...]     tune, test, sweep, planted, chain, keys, tables; all of them if none is named
+#   docs/studies/editing/run.sh [STAGE...]     tune, equal, test, sweep, planted, chain, keys, tables; all of them if none is named
 # CHIASM: the program. OUT: where the logs go. KEEP: where tables and figures go, else here. DRAWS: of bootstrap and swaps (10,000).
 set -eu
 chiasm=${CHIASM:-build/chiasm}
@@ -10,8 +10,8 @@ here=docs/studies/editing
 keep=${KEEP:-$here}
 draws=${DRAWS:-10000}
 moments=$out/moments.safetensors
-mkdir -p "$keep" "$out/tune" "$out/test" "$out/sweep" "$out/planted" "$out/chain"
-stages=${*:-tune test sweep planted chain keys tables}
+mkdir -p "$keep" "$out/tune" "$out/equal" "$out/test" "$out/sweep" "$out/planted" "$out/chain"
+stages=${*:-tune equal test sweep planted chain keys tables}
 
 log() { # LOG SET ARGUMENTS...: what a run printed stays beside its log and says that it is finished
   file=$1
@@ -38,11 +38,11 @@ sweep() { # NAME ARGUMENTS...: every layer alone, 60 test edits of the counterfa
   log "$out/sweep/$name" $sets/counterfactual.jsonl --split test --every 4 --probes 1 --others 1 \
     --before "$out/test/none-counterfactual.jsonl" --stop 0.2 --sweep 0-11 --trace "$@"
 }
-chain() { # NAME ARGUMENTS...: up to 100 edits and 500 other questions, or a short one (POINTS, OTHERS)
+chain() { # NAME ARGUMENTS...: up to 100 edits, one on top of the other, and 500 other questions
   name=$1
   shift
-  log "$out/chain/$name" $sets/counterfactual.jsonl --split test --sequential "${POINTS:-1,10,100}" \
-    --untouched models/demo/eval/items.jsonl --untouched-limit "${OTHERS:-500}" "$@"
+  log "$out/chain/$name" $sets/counterfactual.jsonl --split test --sequential 1,10,100 \
+    --untouched models/demo/eval/items.jsonl --untouched-limit 500 "$@"
 }
 
 # Settings, the best of those tried on the dev edits and then frozen.
@@ -97,6 +97,28 @@ tune() {
   dev ike-4 --method ike --demos $sets/counterfactual.jsonl --demo-limit 60 --encoder models/cache/all-minilm-l6-v2 --contexts 4
 }
 
+one() { # NAME ARGUMENTS...: thirty dev edits
+  name=$1
+  shift
+  log "$out/equal/$name" $sets/counterfactual.jsonl --split dev --every 2 --probes 1 --others 1 --before "$out/equal/none.jsonl" "$@"
+}
+equal() { # eight settings of each method
+  log "$out/equal/none" $sets/counterfactual.jsonl --split dev --every 2 --method none
+  for stop in 0.2 0.02; do
+    for l in 0 1 2 3; do
+      one multedit-$l-$stop --method multedit --layer $l --stop $stop
+      one rome-$l-$stop --method rome --moments "$moments" --layer $l --stop $stop
+    done
+    for l in 0-1 1-2 1-3 2-3; do one memit-$l-$stop --method memit --moments "$moments" --layer $l --stop $stop; done
+    for l in 1 2 5 9; do one ft-$l-$stop --method ft --preset unconstrained --layer $l --lr 4e-3 --stop $stop; done
+  done
+  for l in 1 2 5 9; do
+    for c in 2e-2 4e-2; do one ftc-$l-$c --method ft --preset constrained --layer $l --lr 4e-3 --max-change $c --stop 0.2; done
+    for r in 1e-2 2e-2; do one lora-$l-$r --method lora --layer $l --lr $r --stop 0.2; done
+  done
+  for g in 0.3 0.5 0.6 0.7 0.8 0.9 0.95 0.99; do one bias-$g --method bias --goal $g; done
+}
+
 main_runs() {
   try counterfactual multedit $multedit --trace
   for set in correction insertion; do try $set multedit $multedit; done
@@ -127,26 +149,53 @@ rest_columns='text_twin one_hop reverse same_relation other_picture other_text r
 rest_heads='by name|one hop|reverse|(c)|(d)|(e)|(d), (e): right less before'
 
 markdown() { # CSV COLUMNS HEADS [REFERENCE]
-  awk -F, -v cols="$2" -v heads="$3" -v plain=p_target -v differences="${4:-}" -f $here/table.awk "$1"
+  awk -F, -v cols="$2" -v heads="$3" -v plain='p_target key_cosine leak_share leak_share_max' -v differences="${4:-}" -f $here/table.awk "$1"
 }
 title_of() { # PATH: what stands before the dash of a figure
   name=$(basename "$1" .jsonl)
   echo "${name%%-*}, key at ${name#*-}"
 }
 
+dev_table() { # STAGE EVERY TITLE
+  rows=
+  for f in "$out/$1"/*.txt; do
+    [ -s "$f" ] || continue
+    name=$(basename "$f" .txt)
+    [ "$name" = none ] || rows="$rows $name=$out/$1/$name.jsonl"
+  done
+  [ -n "$rows" ] || return 0
+  printf '\n## %s\n\n' "$3" >>"$page"
+  "$chiasm" eval compare --draws "$draws" $sets/counterfactual.jsonl --split dev --every "$2" $rows --csv "$keep/$1.csv" >/dev/null
+  markdown "$keep/$1.csv" "$main_columns" "$main_heads" >>"$page"
+}
+bias_and_best() { # SET: the bias edit less the method with the largest headline (M6)
+  set=$1
+  [ -s "$out/test/bias-$set.jsonl" ] || return 0
+  best=$(awk -F, '$2 == "headline" && $1 !~ /^(none|bias|random|released)$/ && $3 > most { most = $3; name = $1 } END { print name }' "$keep/$set.csv")
+  [ -n "$best" ] || return 0
+  "$chiasm" eval compare --draws "$draws" $sets/$set.jsonl --split test --limit 200 bias="$out/test/bias-$set.jsonl" \
+    $best="$out/test/$best-$set.jsonl" --against $best --compare bias --csv "$out/bias-$set.csv" >/dev/null
+  awk -F, -v best=$best '$1 == "bias" && $2 == "headline" {
+    printf "\nHeadline of the bias edit less that of %s, the best, in points: %.1f (%.1f to %.1f), p %.4f.\n", best, 100 * $8, 100 * $9, 100 * $10, $11
+  }' "$out/bias-$set.csv" >>"$page"
+}
+keys_table() { # the edits' keys beside those of 50 other pictures
+  rows=
+  for m in multedit rome; do
+    [ -s "$out/test/keys-$m.jsonl" ] && rows="$rows $m=$out/test/keys-$m.jsonl"
+  done
+  [ -n "$rows" ] || return 0
+  "$chiasm" eval compare --draws "$draws" $sets/counterfactual.jsonl --split test --every 4 $rows --csv "$keep/keys.csv" >/dev/null
+  printf '\n## Keys beside those of 50 other pictures: counterfactual\n\n' >>"$page"
+  markdown "$keep/keys.csv" 'key_cosine leak_share leak_share_max' 'cosine|leak, mean of 50|leak, largest of 50' >>"$page"
+}
+
 tables() { # what the page speaks of, beside it: tables.md, every number as CSV, figures
   page=$keep/tables.md
   echo '# The editing study in numbers' >"$page"
   printf '\nMade by `%s/run.sh tables`. In percent but for p; in brackets 95 %% by bootstrap over entities.\n' $here >>"$page"
-  printf '\n## Dev edits (tuning)\n\n' >>"$page"
-  rows=
-  for f in "$out"/tune/*.txt; do
-    [ -s "$f" ] || continue
-    name=$(basename "$f" .txt)
-    [ "$name" != none ] && rows="$rows $name=$out/tune/$name.jsonl"
-  done
-  [ -z "$rows" ] || "$chiasm" eval compare --draws "$draws" $sets/counterfactual.jsonl --split dev --every 6 $rows --csv "$keep/tuning.csv" >/dev/null
-  [ -z "$rows" ] || markdown "$keep/tuning.csv" "$main_columns" "$main_heads" >>"$page"
+  dev_table tune 6 'Dev edits, first round: ten, first tries'
+  dev_table equal 2 'Dev edits, second round: thirty, eight settings a method'
   for set in counterfactual correction insertion; do
     rows=
     for m in none multedit rome memit ft ftc lora ike bias random released; do
@@ -156,12 +205,16 @@ tables() { # what the page speaks of, beside it: tables.md, every number as CSV,
     tested=
     for m in ft ftc; do [ -s "$out/test/$m-$set.jsonl" ] && tested="$tested${tested:+,}$m"; done
     "$chiasm" eval compare --draws "$draws" $sets/$set.jsonl --split test --limit 200 $rows --against multedit ${tested:+--compare $tested} \
-      --csv "$keep/$set.csv" --figure "$keep/$set.png" --title "$set edits of the demo model" >/dev/null
+      --csv "$keep/$set.csv" --figure "$keep/$set.png" --title "$set edits of the demo model" >"$out/$set.txt"
     printf '\n## Test edits: %s\n\n' $set >>"$page"
     markdown "$keep/$set.csv" "$main_columns" "$main_heads" >>"$page"
     echo >>"$page"
     markdown "$keep/$set.csv" "$rest_columns" "$rest_heads" multedit >>"$page"
+    ! grep -q 'own less donor' "$out/$set.txt" ||
+      printf '\nTracing effect and p(target), rank correlation over edits: %s.\n' "$(grep 'own less donor' "$out/$set.txt" | sed 's/^ *//')" >>"$page"
+    bias_and_best $set
   done
+  keys_table
   for log in "$out"/sweep/*.jsonl; do
     [ -s "$log" ] || continue
     name=$(basename "$log" .jsonl)
@@ -192,6 +245,7 @@ tables() { # what the page speaks of, beside it: tables.md, every number as CSV,
 for stage in $stages; do
   case $stage in
     tune) tune ;;
+    equal) equal ;;
     test) main_runs ;;
     sweep)
       sweep multedit-constraint-last --method multedit
@@ -200,13 +254,10 @@ for stage in $stages; do
       ;;
     planted) planted ;;
     chain)
-      for m in multedit ft; do
+      for m in multedit rome memit ft; do
         eval "settings=\$$m"
-        POINTS=1,10 OTHERS=100 chain $m-10 $settings
+        chain $m $settings
       done
-      chain multedit $multedit
-      chain ft $ft
-      chain rome $rome
       ;;
     keys)
       for m in multedit rome; do
