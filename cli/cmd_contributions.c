@@ -24,7 +24,7 @@ static const cli_opt kOpts[] = {
     {.name = "--late", .arg = "N", .kind = CLI_INT, CLI_AT(args, late), .min = 0, .max = 100000,
      .doc = "patches at the end of the picture that count as late; 0 = a sixteenth"},
     {.name = "--controls", .kind = CLI_FLAG, CLI_AT(args, controls),
-     .doc = "also with the picture upside down and with its patches shuffled: place or content?"},
+     .doc = "also with the picture upside down, rolled down, and with its patches shuffled: place or content?"},
     {.name = "--seed", .arg = "S", .kind = CLI_UINT, CLI_AT(args, seed), .doc = "for the shuffle"},
     {.name = "--top", .arg = "K", .kind = CLI_INT, CLI_AT(args, top), .min = 0, .max = 1000,
      .doc = "strongest heads printed"},

@@ -2,6 +2,7 @@
  * identity that they add up to the attention output. Regenerate: python tools/ref/contributions_ref.py */
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "analyze/contributions.h"
@@ -165,6 +166,7 @@ static void test_aggregations(void **state) {
     assert_true(chi_contrib_max(c, 0) == sum);
     assert_true(chi_contrib_head(c, 0, 1) == head);
     assert_true(fabs(chi_contrib_mean(c, 0) - all / (2 * n)) < 1e-12);
+    assert_true(fabs(chi_contrib_even(c, 0) - vall / (2 * n)) < 1e-12);
     assert_true(chi_contrib_group(c, 0) <= all); /* triangle */
     chi_contributions_free(c);
   }
@@ -174,6 +176,48 @@ static void test_aggregations(void **state) {
   assert_false(chi_contrib_late(c, 0, &share, &even));
   assert_int_equal(c->n_layers, m->net.decoder.spec.layers);
   chi_contributions_free(c);
+  chi_free(image);
+  chi_prompt_free(p);
+  chi_model_free(m);
+}
+
+/* The picture rolled is what a run on that picture gives, and every distance is drawn. */
+static void test_rolled(void **state) {
+  (void)state;
+  chi_model *m = NULL;
+  chi_prompt *p = NULL;
+  chi_contributions *c = NULL, *d = NULL;
+  int32_t *image = NULL, n = 0;
+  open_prompt(&m, &p, "tests/fixtures/tiny-gqa", "tests/fixtures/tiny-gqa/picture.png",
+              "USER: <image>\nWhat is the capital of this country? ASSISTANT:");
+  assert_works(chi_select_rows(&image, &n, "image", p, err));
+  int32_t to[] = {p->n_rows - 1};
+  size_t h = (size_t)m->net.vision.image_h, w = (size_t)m->net.vision.image_w, size = 3 * h * w * sizeof(float);
+  float *as_it_is = malloc(size);
+  memcpy(as_it_is, p->pixels, size);
+  unsigned drawn = 0;
+  for (uint64_t seed = 0; seed < 64; seed++) {
+    chi_contributions_opts o = {.from = image, .n_from = n, .to = to, .n_to = 1, .controls = true, .seed = seed};
+    assert_works(chi_contributions_run(&c, m, p, &o, err));
+    const chi_contributions *roll = c->control[CHI_CONTRIB_ROLLED];
+    int32_t W = c->grid_w, H = c->grid_h, down = H - roll->origin[0] / W;
+    for (int i = 0; i < n; i++) assert_int_equal(roll->origin[i], (i / W + H - down) % H * W + i % W);
+    assert_int_equal((int)h % H, 0);
+    if (!(drawn >> (down % H) & 1u)) { /* once a distance */
+      for (size_t y = 0; y < 3 * h; y++)
+        memcpy(p->pixels + (y / h * h + (y + (size_t)down * h / (size_t)H) % h) * w, as_it_is + y * w,
+               w * sizeof(float));
+      o.controls = false;
+      assert_works(chi_contributions_run(&d, m, p, &o, err));
+      assert_memory_equal(d->sum, roll->sum, (size_t)c->n_layers * (size_t)n * sizeof *d->sum);
+      chi_contributions_free(d);
+      memcpy(p->pixels, as_it_is, size);
+    }
+    drawn |= 1u << (down % H);
+    if (seed == 63) assert_int_equal(drawn, (1u << H) - 1);
+    chi_contributions_free(c);
+  }
+  free(as_it_is);
   chi_free(image);
   chi_prompt_free(p);
   chi_model_free(m);
@@ -272,8 +316,8 @@ static void test_refusals(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_sums),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference),    cmocka_unit_test(test_sums),
                                      cmocka_unit_test(test_aggregations), cmocka_unit_test(test_picture_controls),
-                                     cmocka_unit_test(test_refusals)};
+                                     cmocka_unit_test(test_rolled),       cmocka_unit_test(test_refusals)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -56,6 +56,7 @@ static void put_item(chi_store *s, int e, int f) {
   add_map("trace/item/substitute/attn/w1/own/p", 3, i, 6, CHI_STUDY_END, 0.2f);
   add_map("trace/item/substitute/attn/w1/donor/p", 4, i, 0, CHI_STUDY_END, 0.0f);
   add_curve("contributions/item/words>last/mean", 5, i, 6, right ? 1.0f : 0.2f, 0.1f);
+  add_curve("contributions/item/words>last/even", 11, i, 9, 2.0f, 0.5f);
   add_curve("contributions/item/image>words/mean", 6, i, 2, 1.0f, 0.1f);
   add_curve("knockout/item/constraint:last/w3/own", 7, i, 6, -0.3f, 0);
   add_curve("knockout/item/constraint:last/w3/control", 8, i, 6, 0, 0);
@@ -141,6 +142,8 @@ static void claims_tell_what_was_planted(void **state) {
   expect(r, "S10", "accuracy, group B", 0.875, 1e-6, "");
   expect(r, "S10", "commonest answer of each relation, group B", 0.775, 1e-6, "found");
   expect(r, "T1", "contribution", 6, 0, "found");
+  expect(r, "T1", "values alone", 9, 0, "");
+  expect(r, "T1", "over the values' norm", 6, 0, "");
   expect(r, "T4", "picture to words less words", -1.7, 0.6, "found");
   expect(r, "T3", "constraint:last cut at layer 6", 0.3, 0.01, "found");
   expect(r, "T6", "less that of the answer at the last token; right", -5, 0, "found");

@@ -8,7 +8,7 @@
 #include "analyze/projection.h"
 #include "analyze/states.h"
 
-const char *const chi_contrib_control_name[CHI_CONTRIB_CONTROLS] = {"flipped", "shuffled"};
+const char *const chi_contrib_control_name[CHI_CONTRIB_CONTROLS] = {"flipped", "rolled", "shuffled"};
 enum { kAsItIs = -1 };
 enum { kBatch = 128, kPanel = 32, kMix = 3 }; /* captures of a layer: values, weights, mixed values */
 
@@ -21,7 +21,8 @@ typedef struct work {
   double *gram;  /* [heads][hd][hd]: W_O[h]^T W_O[h] */
   double *vnorm; /* [heads][n_from]: |W_O[h] v_j| */
   float *panel, *in, *vec;
-  int32_t l; /* within c->layer */
+  int32_t l;    /* within c->layer */
+  int32_t down; /* rows of patches that the rolled picture is moved by */
   int64_t panel_rows;
 } work;
 
@@ -47,12 +48,16 @@ static int capture(work *w, int branch, chi_site site, int layer, const int32_t 
       NULL, err);
 }
 
-/* The picture upside down. */
-static float *flipped(work *w, chi_err *err) {
-  size_t H = (size_t)w->c->model->net.vision.image_h, W = (size_t)w->c->model->net.vision.image_w;
+/* The picture upside down, or rolled. */
+static float *moved(work *w, int control, chi_err *err) {
+  const chi_contributions *c = w->c;
+  size_t H = (size_t)c->model->net.vision.image_h, W = (size_t)c->model->net.vision.image_w,
+         down = c->grid_h ? H * (size_t)w->down / (size_t)c->grid_h : 0;
   float *v = chi_arena_array(&w->tmp, 3 * H * W, sizeof *v, err);
-  for (size_t y = 0; v && y < 3 * H; y++)
-    memcpy(v + y * W, w->c->prompt->pixels + (y / H * H + H - 1 - y % H) * W, W * sizeof *v);
+  for (size_t y = 0; v && y < 3 * H; y++) {
+    size_t from = control == CHI_CONTRIB_FLIPPED ? H - 1 - y % H : (y % H + H - down) % H;
+    memcpy(v + y * W, c->prompt->pixels + (y / H * H + from) * W, W * sizeof *v);
+  }
   return v;
 }
 
@@ -86,7 +91,8 @@ static int make_plan(work *w, int control, chi_err *err) {
   const chi_contributions *c = w->c;
   chi_input in = chi_prompt_input(c->prompt);
   int32_t last = c->prompt->n_rows - 1;
-  if (control == CHI_CONTRIB_FLIPPED) CHI_TRY((in.pixels = flipped(w, err)) ? 0 : CHI_ERR_MEMORY);
+  if (control == CHI_CONTRIB_FLIPPED || control == CHI_CONTRIB_ROLLED)
+    CHI_TRY((in.pixels = moved(w, control, err)) ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(chi_plan_new(&w->plan, err));
   CHI_TRY(chi_plan_root(w->plan, &in, &root, err));
   if (control == CHI_CONTRIB_SHUFFLED) CHI_TRY(shuffled(w, root, &root, err));
@@ -255,13 +261,18 @@ static void find_patches(chi_contributions *c, int32_t late) {
 }
 
 /* Which patch's content stands in each patch's row. */
-static int set_origin(chi_contributions *c, int control, uint64_t seed, chi_err *err) {
+static int set_origin(work *w, int control, uint64_t seed, chi_err *err) {
+  chi_contributions *c = w->c;
   c->origin = chi_arena_array(&c->arena, (size_t)c->n_patches, sizeof *c->origin, err);
   if (!c->origin) return CHI_ERR_MEMORY;
+  if (control == CHI_CONTRIB_ROLLED && c->grid_h)
+    w->down = (int32_t)(chi_rng_u32(seed, 10, 0, 0) % (uint32_t)c->grid_h);
   for (int32_t i = 0; i < c->n_patches; i++) {
     c->origin[i] = i;
     if (control == CHI_CONTRIB_FLIPPED && c->grid_w)
       c->origin[i] = (c->grid_h - 1 - i / c->grid_w) * c->grid_w + i % c->grid_w;
+    if (control == CHI_CONTRIB_ROLLED && c->grid_w)
+      c->origin[i] = (i / c->grid_w + c->grid_h - w->down) % c->grid_h * c->grid_w + i % c->grid_w;
     if (control != CHI_CONTRIB_SHUFFLED) continue;
     int32_t j = (int32_t)(chi_rng_u32(seed, 9, (uint32_t)i, 0) % (uint32_t)(i + 1)); /* Fisher-Yates */
     c->origin[i] = c->origin[j];
@@ -301,7 +312,7 @@ static int set_up(work *w, const chi_contributions_opts *o, int control, chi_err
               ? 0
               : CHI_ERR_MEMORY);
   find_patches(c, o->late);
-  CHI_TRY(set_origin(c, control, o->seed, err));
+  CHI_TRY(set_origin(w, control, o->seed, err));
 out:
   return rc;
 }
@@ -378,6 +389,12 @@ double chi_contrib_mean(const chi_contributions *c, int32_t l) {
     for (int32_t j = 0; j < c->n_from && c->from[j] <= c->to[i]; j++, n++)
       s += (double)c->sum[(l * (int64_t)c->n_to + i) * c->n_from + j];
   return n ? s / (double)n : 0;
+}
+
+double chi_contrib_even(const chi_contributions *c, int32_t l) {
+  double s = 0;
+  for (int32_t j = 0; j < c->n_from; j++) s += (double)c->even[l * (int64_t)c->n_from + j];
+  return s / (double)c->n_from;
 }
 
 double chi_contrib_from(const chi_contributions *c, int32_t l, int32_t from) {

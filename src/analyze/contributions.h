@@ -3,9 +3,10 @@
  *
  *   a[l,h](j -> i) = A[l,h][i,j] W_O[l,h] v[l,h]_j         a vector of the residual stream, from one forward pass
  *
- * Controls for where in the picture contributions come from: the picture upside down (rows of pixels reversed), and the
- * projected patches shuffled among their rows. What follows the position stays with the last rows in both; what follows
- * the content moves with it.
+ * Controls for where in the picture contributions come from: the picture upside down (rows of pixels reversed); rolled down
+ * by a random number of rows of patches (what leaves at the bottom comes in at the top), so that over many pictures every
+ * object stands equally often in every row; the projected patches shuffled among their rows. What follows the position
+ * stays with the last rows in all of them; what follows the content moves with it.
  *
  * Two aggregations: the norm of each head's vector, and the norm of the sum over the heads. Of several sources and
  * destinations, the largest. The sum over all j and h is the attention output of row i less the output bias. */
@@ -19,14 +20,14 @@
 typedef struct chi_contributions_opts {
   const int32_t *from, *to, *layers; /* rows j, rows i, layers: ascending, no repeats; layers NULL = all */
   int32_t n_from, n_to, n_layers;
-  int32_t late; /* patches that count as late: the last so many of the picture; 0 = a sixteenth, 1 at least */
+  int32_t late;  /* patches that count as late: the last so many of the picture; 0 = a sixteenth, 1 at least */
   bool controls; /* with a picture: the controls as well, a forward pass each */
-  uint64_t seed; /* of the shuffle */
+  uint64_t seed; /* of the roll and the shuffle */
   size_t mem;
 } chi_contributions_opts;
 
-enum { CHI_CONTRIB_FLIPPED, CHI_CONTRIB_SHUFFLED, CHI_CONTRIB_CONTROLS };
-extern const char *const chi_contrib_control_name[CHI_CONTRIB_CONTROLS]; /* "flipped", "shuffled" */
+enum { CHI_CONTRIB_FLIPPED, CHI_CONTRIB_ROLLED, CHI_CONTRIB_SHUFFLED, CHI_CONTRIB_CONTROLS };
+extern const char *const chi_contrib_control_name[CHI_CONTRIB_CONTROLS]; /* "flipped", "rolled", "shuffled" */
 
 typedef struct chi_contributions {
   const chi_model *model; /* borrowed, as the prompt is */
@@ -44,7 +45,7 @@ typedef struct chi_contributions {
   int32_t answer;                                 /* the model's first answer token */
   chi_metrics final;
   int32_t *origin; /* [n_patches]: patch of the picture as it is whose content stands in each patch's row */
-  struct chi_contributions *control[CHI_CONTRIB_CONTROLS]; /* the same of the changed picture, or NULL; freed with this */
+  struct chi_contributions *control[CHI_CONTRIB_CONTROLS]; /* of the changed picture, or NULL; freed with this */
   chi_arena arena;
 } chi_contributions;
 
@@ -59,6 +60,8 @@ double chi_contrib_head(const chi_contributions *c, int32_t l, int32_t h);
 /* Of the norms of sums over heads: the largest, and the mean over edges that exist (j <= i). */
 double chi_contrib_max(const chi_contributions *c, int32_t l);
 double chi_contrib_mean(const chi_contributions *c, int32_t l);
+/* Mean over the sources of their norms with every head's weight 1 (`even`): what the values alone say. */
+double chi_contrib_even(const chi_contributions *c, int32_t l);
 /* Largest over the destinations of one source's norm. */
 double chi_contrib_from(const chi_contributions *c, int32_t l, int32_t from);
 /* Largest over the destinations of the norm of the whole group's vector. */

@@ -151,6 +151,8 @@ static int write_layers(const chi_contributions *c, const char *path, chi_err *e
                                       "late_share_even_attention",
                                       "late_share_flipped",
                                       "late_share_flipped_by_content",
+                                      "late_share_rolled",
+                                      "late_share_rolled_by_content",
                                       "late_share_shuffled",
                                       "late_share_shuffled_by_content"};
   int rc = 0;
@@ -290,6 +292,7 @@ out:
 static int draw_late(figure *f, chi_err *err) {
   static const char *const kName[] = {"share of the late patches", "the same if attention were even",
                                       "upside down: last rows",    "upside down: same content",
+                                      "rolled: last rows",         "rolled: same content",
                                       "shuffled: last rows",       "shuffled: same content"};
   enum { kCurves = sizeof kName / sizeof *kName };
   const chi_contributions *c = f->c;
@@ -332,20 +335,21 @@ out:
 /* The late-visual-token curve of the first layer: which part of the contributions each patch row has. */
 static int draw_positions(figure *f, chi_err *err) {
   static const char *const kName[] = {"as it is", "the same if attention were even", "picture upside down",
-                                      "patches shuffled"};
+                                      "picture rolled", "patches shuffled"};
   const chi_contributions *c = f->c;
   int rc = 0, n_curves = 2;
   char path[2][4096], label[64];
   size_t n = (size_t)c->n_patches;
-  chi_curve curves[4];
+  enum { kCurves = sizeof kName / sizeof *kName };
+  chi_curve curves[kCurves];
   if (c->n_sources_patch == 0) return 0;
-  double *v = chi_arena_array(&f->arena, 6 * n, sizeof *v, err);
+  double *v = chi_arena_array(&f->arena, (kCurves + 2) * n, sizeof *v, err);
   CHI_TRY(v ? 0 : CHI_ERR_MEMORY);
   for (size_t i = 0; i < n; i++) v[i] = (double)i;
-  for (size_t k = 0; k < 4; k++) curves[k] = (chi_curve){.name = kName[k], .y = v + (1 + k) * n};
+  for (size_t k = 0; k < kCurves; k++) curves[k] = (chi_curve){.name = kName[k], .y = v + (1 + k) * n};
   chi_contrib_curve(c, 0, v + n, v + 2 * n);
   for (size_t k = 0; k < CHI_CONTRIB_CONTROLS && c->control[k]; k++, n_curves++)
-    chi_contrib_curve(c->control[k], 0, v + (3 + k) * n, v + 5 * n); /* the last: scratch */
+    chi_contrib_curve(c->control[k], 0, v + (3 + k) * n, v + (kCurves + 1) * n); /* the last: scratch */
   snprintf(label, sizeof label, "share of layer %d's contributions", c->layer[0]);
   chi_linechart_spec s = {.title = f->title.s ? f->title.s : "",
                           .lines = f->lines,
@@ -519,8 +523,8 @@ out:
 /* ---- terminal -------------------------------------------------------------------------------------------- */
 int chi_contributions_summary(const chi_contributions *c, const char *from, const char *to, int width, int top,
                               chi_str *out, chi_err *err) {
-  static const char *const kHead[] = {"layer", "best head", "its norm", "max",     "mean",    "together",
-                                      "of",    "late",      "if even",  "flipped", "shuffled"},
+  static const char *const kHead[] = {"layer", "best head", "its norm", "max",     "mean",   "together",
+                                      "of",    "late",      "if even",  "flipped", "rolled", "shuffled"},
                            *const kBest[] = {"head", "norm"};
   int rc = 0;
   char word[CHII_TOKEN];
@@ -530,7 +534,7 @@ int chi_contributions_summary(const chi_contributions *c, const char *from, cons
   chii_token_word(c->model, c->answer, word);
   chi_str_addf(out, "answer  %s   p = %.4f\n", word, c->final.p);
   chi_str_addf(out, "from    %s: %d rows\nto      %s: %d rows\n\n", from, c->n_from, to, c->n_to);
-  CHI_TRY(chi_table_new(&t, kHead, !patches ? "rrrrrrr" : c->control[0] ? "rrrrrrrrrrr" : "rrrrrrrrr", err));
+  CHI_TRY(chi_table_new(&t, kHead, !patches ? "rrrrrrr" : c->control[0] ? "rrrrrrrrrrrr" : "rrrrrrrrr", err));
   for (int32_t l = 0; l < c->n_layers; l++) {
     int32_t h = best_head(c, l);
     chi_table_cell(t, "%d", c->layer[l]);
@@ -556,7 +560,9 @@ int chi_contributions_summary(const chi_contributions *c, const char *from, cons
                  c->n_late, c->n_sources_patch, (double)c->n_late / (double)c->n_sources_patch);
   if (patches && c->control[0])
     chi_str_add(
-        out, "(flipped, shuffled: share of the same rows with the picture upside down, with its patches shuffled)\n");
+        out,
+        "(flipped, rolled, shuffled: share of the same rows with the picture upside down, with it moved down by a\n"
+        " random number of rows, with its patches shuffled)\n");
   chi_table_free(t);
   t = NULL;
   chi_str_add(out, "\n");

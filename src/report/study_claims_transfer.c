@@ -81,13 +81,28 @@ static int carried(chii_claims *c, const chii_view *v, const char *what, chii_ma
   return chii_matrix_of(m, c->s, v, err, "contributions/%s/%s", c->s->ask, what);
 }
 
+/* Where the contribution is largest, where the values alone are (even attention), where attention adds most to them. */
 static int peak_layer(chii_claims *c, const chii_view *v, const chii_matrix *words, chi_err *err) {
+  int rc = 0;
   chi_est e;
   double share, L = (double)words->size;
-  int rc = chi_boot_peak(&e, &share, &v->cl, words->v, NULL, (int32_t)words->size, &c->s->boot, err);
-  return rc ? rc
-            : chii_claim_say(c, "T1", &e, NAN, NAN, 0, chii_by_range(&e, floor(L / 2) - 1, floor(L / 2) + 2), err,
-                             "layer of the largest mean contribution, words to last token; %s", v->title);
+  chii_matrix even = {0};
+  CHI_TRY(chi_boot_peak(&e, &share, &v->cl, words->v, NULL, (int32_t)words->size, &c->s->boot, err));
+  CHI_TRY(chii_claim_say(c, "T1", &e, NAN, NAN, 0, chii_by_range(&e, floor(L / 2) - 1, floor(L / 2) + 2), err,
+                         "layer of the largest mean contribution, words to last token; %s", v->title));
+  CHI_TRY(carried(c, v, "words>last/even", &even, err));
+  if (even.size != words->size) goto out;
+  CHI_TRY(chi_boot_peak(&e, &share, &v->cl, even.v, NULL, (int32_t)even.size, &c->s->boot, err));
+  CHI_TRY(chii_claim_say(c, "T1", &e, NAN, NAN, 0, CHII_NO_VERDICT, err,
+                         "layer of the largest mean norm of the values alone (even attention); %s", v->title));
+  for (size_t i = 0; i < (size_t)v->cl.n_items * even.size; i++)
+    even.v[i] = even.v[i] > 0 ? words->v[i] / even.v[i] : (double)NAN;
+  CHI_TRY(chi_boot_peak(&e, &share, &v->cl, even.v, NULL, (int32_t)even.size, &c->s->boot, err));
+  CHI_TRY(chii_claim_say(c, "T1", &e, NAN, NAN, 0, CHII_NO_VERDICT, err,
+                         "layer of the largest mean contribution over the values' norm; %s", v->title));
+out:
+  chii_matrix_free(&even);
+  return rc;
 }
 
 /* Layers weighted by what is carried. */
@@ -129,6 +144,8 @@ static int late_patches(chii_claims *c, const chii_view *v, chi_err *err) {
                {"late_even", "the same by values alone (even attention)"},
                {"late_flipped", "picture upside down: share of the last rows"},
                {"late_flipped_content", "picture upside down: share of the rows that hold the same content"},
+               {"late_rolled", "picture rolled by a random number of rows: share of the last rows"},
+               {"late_rolled_content", "picture rolled: share of the rows that hold the same content"},
                {"late_shuffled", "patches shuffled: share of the last rows"},
                {"late_shuffled_content", "patches shuffled: share of the rows that hold the same content"}};
   int rc = 0;

@@ -226,6 +226,8 @@ static int contributions(chii_study *s, const chii_view *right, const chii_view 
                {"late_even", "with even attention"},
                {"late_flipped", "upside down: last rows"},
                {"late_flipped_content", "upside down: same content"},
+               {"late_rolled", "rolled: last rows"},
+               {"late_rolled_content", "rolled: same content"},
                {"late_shuffled", "patches shuffled: last rows"},
                {"late_shuffled_content", "patches shuffled: same content"}};
   enum { kLateSeries = sizeof kLate / sizeof *kLate };

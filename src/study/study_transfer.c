@@ -66,6 +66,7 @@ static int one_way(chi_study_job *j, const char *way, const int32_t *from, int32
   CHI_TRY(put_layers(j, c, way, "max", chi_contrib_max, err));
   CHI_TRY(put_layers(j, c, way, "mean", chi_contrib_mean, err));
   CHI_TRY(put_layers(j, c, way, "group", chi_contrib_group, err));
+  CHI_TRY(put_layers(j, c, way, "even", chi_contrib_even, err));
   int64_t heads[2] = {c->n_layers, c->heads}, sources[2] = {c->n_layers, c->n_from};
   float *h = chi_study_floats(j, (size_t)(heads[0] * heads[1]), err);
   CHI_TRY(h ? 0 : CHI_ERR_MEMORY);

@@ -4,9 +4,9 @@
 #   docs/studies/demo/run.sh [MODEL [OUT [NAME]]]      from the repository root; models/demo, study-run/NAME and seed-1
 #   docs/studies/demo/run.sh --text [OUT]              part R: SmolLM2 on the facts of known_1000.json (KNOWN names the file)
 #
-# CHIASM names the program (build/chiasm). PAIRS: items with two constraints of each form in the main run (60; of the second seed
-# 35). KEEP: where tables and figures go, else here. LIMIT=N stops every run after N items, DRAWS=N draws less often. It can
-# be stopped with anything: the same command goes on where it was.
+# CHIASM names the program (build/chiasm). KEEP: where tables and figures go, else here; figures are of the first training alone.
+# RUNS="main maps" does these alone. LIMIT=N stops every run after N items, DRAWS=N draws less often. It can be stopped with
+# anything: the same command goes on where it was.
 set -eu
 chiasm=${CHIASM:-build/chiasm}
 here=docs/studies/demo
@@ -32,6 +32,7 @@ report() { # NAME FIGURES...
   cp "$out/$1/report/claims.csv" "$keep/$1.csv"
   name=$1
   shift
+  case $keep in */seed-[2-9]) return 0 ;; esac
   for figure; do
     if [ -f "$out/$name/report/figures/$figure.png" ]; then cp "$out/$name/report/figures/$figure.png" "$keep/$name-$figure.png"; fi
   done
@@ -57,50 +58,63 @@ if [ "${1:-}" = --text ]; then
 fi
 
 model=${1:-models/demo}
-name=${3:-seed-1}
-out=${2:-study-run/$name}
-keep=${KEEP:-$here}/$name
+keep=${KEEP:-$here}/${3:-seed-1}
+out=${2:-study-run/${3:-seed-1}}
 mkdir -p "$out" "$keep"
-pairs=${PAIRS:-60}
 
-known='--split test --entity-group A,B'
-# shellcheck disable=SC2086
-{
-  items main $known --form fact=260,two_flags=60,named_over=60,scene=60,two_facts=$pairs,two_scene=$pairs
-  items windows $known --form fact=20,two_facts=18,two_scene=18
-  items twins $known --form fact=30 --spread
-  items second $known --form fact=20,named_over=10
-  items wide $known --form fact=30,two_flags=10 --spread
-  items cuts $known --form fact=60,two_flags=10,named_over=10,scene=10,two_facts=10,two_scene=10
+wanted() { # RUN...: which of RUNS this is, all where nothing is said
+  case " ${RUNS:-main maps names hard cuts twins second planted} " in *" $1 "*) return 0 ;; esac
+  return 1
 }
-items names --split test --entity-group A,B,C,Z --form fact
-items hard --split test --hard --form fact,two_flags,named_over,text_named
-
+known='--split test --entity-group A,B'
 one='--from-words --one-direction --null-draws 1'
+
 # shellcheck disable=SC2086
-{
-  study main trace,contributions,attribute,predict "$out/main.jsonl" --model "$model" --corrupt substitute --windows 1 \
-    --sites mlp,attn,embed $one
-  study hard contributions,predict "$out/hard.jsonl" --model "$model"
+if wanted main || wanted maps; then
+  items main $known --form fact=260,two_flags=60,named_over=60,scene=60,two_facts=60,two_scene=60
+fi
+if wanted main; then
+  study main contributions,attribute,predict "$out/main.jsonl" --model "$model"
+  report main contributions-late
+fi
+# shellcheck disable=SC2086
+if wanted maps; then
+  study maps trace "$out/main.jsonl" --model "$model" --corrupt substitute --windows 1,3,6 --sites mlp,attn,embed $one
+  report maps trace-item-substitute-w1-all trace-item-substitute-w6-all
+fi
+if wanted names; then
+  items names --split test --entity-group A,B,C,Z --form fact
   study names lens,probe,predict "$out/names.jsonl" --model "$model"
+  report names probe-entity
+fi
+if wanted hard; then
+  items hard --split test --hard --form fact,two_flags,named_over,text_named
+  study hard contributions,predict "$out/hard.jsonl" --model "$model"
+  report hard
+fi
+# shellcheck disable=SC2086
+if wanted cuts; then
+  items cuts $known --spread \
+    --form fact=120,two_flags=20,named_over=20,scene=20,two_facts=20,two_scene=20
   study cuts knockout "$out/cuts.jsonl" --model "$model" --windows 3
-  study windows trace "$out/windows.jsonl" --model "$model" --corrupt substitute --windows 1,3,6 --sites mlp,attn $one
-  study wide trace "$out/wide.jsonl" --model "$model" --corrupt substitute --windows 3,6 --sites mlp,attn $one
+  report cuts knockout-w3
+fi
+# shellcheck disable=SC2086
+if wanted twins; then
+  items twins $known --form fact=120 --spread
   study twins trace "$out/twins.jsonl" --model "$model" --corrupt substitute --windows 1,6 --sites mlp,attn \
     --asks item,named,described --no-donor --from-words --one-direction --null-draws 0
+  report twins
+fi
+# shellcheck disable=SC2086
+if wanted second; then
+  items second $known --form fact=90,named_over=30 --spread
   study second trace "$out/second.jsonl" --model "$model" --corrupt substitute --corrupt random --corrupt pool:5 \
     --corrupt picture --windows 1 --sites mlp,attn,hidden,hidden-no-mlp,hidden-no-attn $one
-}
+  report second
+fi
 
-report main trace-item-substitute-w1-all
-report hard
-report names probe-entity
-report cuts knockout-w3
-report windows
-report wide trace-item-substitute-w6-all
-for run in twins second; do report $run; done
-
-if [ -f "$model/planted/planted.jsonl" ]; then
+if wanted planted && [ -f "$model/planted/planted.jsonl" ]; then
   list=
   for layer in 3 6 9; do
     grep "\"layer\": $layer," "$model/planted/planted.jsonl" >"$out/facts-$layer.jsonl"
