@@ -72,6 +72,39 @@ static void test_exp64_row(void **unused) {
   chi_cpu_init(NULL, NULL);
 }
 
+/* Rounded products added in order, whatever the lanes. */
+static void test_back_rows(void **unused) {
+  (void)unused;
+  enum { N = 77 };
+  static float x[N][CHI_BACK_ROWS], v[4][N];
+  const float *vs[4], *xs[4];
+  for (int c = 0; c < N; c++) {
+    for (int r = 0; r < CHI_BACK_ROWS; r++) x[c][r] = uniform() - uniform();
+    for (int u = 0; u < 4; u++) v[u][c] = uniform() - uniform();
+  }
+  for (int u = 0; u < 4; u++) vs[u] = v[u], xs[u] = v[3 - u];
+  for (size_t set = 0; set < 3; set++) {
+    if (chi_cpu_init(isas[set], NULL) != 0) continue;
+    for (int64_t n = 0; n <= N; n++) {
+      float d[4][CHI_BACK_ROWS], y[N], want[N];
+      const float s[4] = {0.3f, -1.7f, 1e-3f, 5.0f};
+      chi_back_dots(d, x[0], vs, n);
+      for (int u = 0; u < 4; u++)
+        for (int r = 0; r < CHI_BACK_ROWS; r++) {
+          float sum = 0;
+          for (int64_t c = 0; c < n; c++) sum += x[c][r] * v[u][c];
+          assert_memory_equal(&sum, &d[u][r], sizeof sum);
+        }
+      for (int c = 0; c < N; c++) want[c] = y[c] = x[c][0];
+      chi_back_mix(y, xs, s, n);
+      for (int64_t c = 0; c < n; c++)
+        for (int u = 0; u < 4; u++) want[c] += s[u] * xs[u][c];
+      assert_memory_equal(want, y, sizeof y);
+    }
+  }
+  chi_cpu_init(NULL, NULL);
+}
+
 static void test_log(void **unused) {
   (void)unused;
   double worst = 0;
@@ -328,17 +361,10 @@ static void test_threads(void **unused) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_exp),
-      cmocka_unit_test(test_exp64_row),
-      cmocka_unit_test(test_log),
-      cmocka_unit_test(test_tanh_erf),
-      cmocka_unit_test(test_act_accuracy),
-      cmocka_unit_test(test_same_bits),
-      cmocka_unit_test(test_norms),
-      cmocka_unit_test(test_softmax),
-      cmocka_unit_test(test_rope),
-      cmocka_unit_test(test_rope_like_torch),
-      cmocka_unit_test(test_act_like_torch),
+      cmocka_unit_test(test_exp),       cmocka_unit_test(test_exp64_row),       cmocka_unit_test(test_back_rows),
+      cmocka_unit_test(test_log),       cmocka_unit_test(test_tanh_erf),        cmocka_unit_test(test_act_accuracy),
+      cmocka_unit_test(test_same_bits), cmocka_unit_test(test_norms),           cmocka_unit_test(test_softmax),
+      cmocka_unit_test(test_rope),      cmocka_unit_test(test_rope_like_torch), cmocka_unit_test(test_act_like_torch),
       cmocka_unit_test(test_threads),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -69,16 +69,11 @@ static void project(float *delta, int64_t d, double most) {
 }
 
 /* ---- prompts that a value must serve -------------------------------------------------------------------------- */
-/* One prompt of the optimisation: the request's own, one of its contexts, or its kl prompt. Sessions are kept open
- * between steps as long as all of them fit into kKeep bytes; else they are opened again each time, which costs a
- * forward pass. */
-typedef struct session {
-  chi_grad *g;
-  chi_input in;
-  int32_t *tokens, *rows, *target;
-  double *weight;
-  chi_request req; /* prompt, target, row; n_target 0: the kl prompt */
-} session;
+/* One prompt of the optimisation: the request's own, one of its contexts, or its kl prompt. */
+typedef struct served {
+  int32_t *tokens; /* owned; NULL: the prompt's */
+  double loss;     /* of the last run */
+} served;
 
 typedef struct kl_loss {
   double *init; /* [vocab] log-probabilities of the unchanged model */
@@ -86,24 +81,26 @@ typedef struct kl_loss {
   double weight, kl;
 } kl_loss;
 
+/* All prompts are the inputs of one session, which goes through each weight once a step for all of them. */
 typedef struct value_job {
   const chi_net *net;
   int layer;
   const chi_hyper *h;
-  session *s; /* the bare prompt, contexts, and last the kl prompt if there is one */
-  size_t n;
-  bool keep;
+  const chi_request *req;
+  chi_grad *g;
+  served *s; /* the bare prompt, contexts, and last the kl prompt if there is one */
+  chi_input *in;
+  int32_t *rows, *loss_rows; /* [n] edited rows; loss rows of all prompts: both counted through the inputs */
+  int32_t n, n_loss;
+  bool has_kl;
   kl_loss kl;
-  float *grad, *sum; /* [d] */
+  float *grad; /* [n][d] */
+  float *sum;  /* [d] */
   chi_arena arena;
 } value_job;
 
-enum { kKeepMiB = 2048 };
-
 /* KL(p || q) of this run's p to the unchanged q, which the first call takes down; gradient p (log p - log q - KL). */
-static void loss_kl(void *ud, int32_t i, const float *logits, float *dlogits, int64_t vocab, double *loss) {
-  (void)i;
-  kl_loss *k = ud;
+static void loss_kl(kl_loss *k, const float *logits, float *dlogits, int64_t vocab, double *loss) {
   double lse = chi_logsumexp(logits, vocab), kl = 0;
   if (!k->known) {
     for (int64_t v = 0; v < vocab; v++) k->init[v] = (double)logits[v] - lse;
@@ -121,110 +118,112 @@ static void loss_kl(void *ud, int32_t i, const float *logits, float *dlogits, in
   *loss += k->weight * kl;
 }
 
-static size_t session_bytes(const chi_net *net, const session *s, int layer) {
-  const chi_block_spec *b = &net->decoder.spec;
-  size_t rows = (size_t)s->in.n_rows, late = rows - (size_t)s->req.row, L = (size_t)b->layers;
-  return sizeof(float) * (2 * L * rows * (size_t)(b->kv_heads * b->head_dim) +
-                          (L - (size_t)layer + 1) * late * (size_t)b->d + (size_t)b->heads * late * rows);
+/* The i-th loss row of all prompts. */
+static void loss_of_all(void *ud, int32_t i, const float *logits, float *dlogits, int64_t vocab, double *loss) {
+  value_job *j = ud;
+  int32_t n = j->req->n_target, k = i / n; /* the kl prompt is the last, its row as well */
+  double mine = 0;
+  if (j->has_kl && k == j->n - 1) {
+    loss_kl(&j->kl, logits, dlogits, vocab, &mine);
+  } else {
+    double share = 1.0 / (double)(1 + j->req->n_context) / n;
+    chi_loss_nll(&(chi_nll){.token = &j->req->target[i % n], .weight = &share}, 0, logits, dlogits, vocab, &mine);
+  }
+  j->s[k].loss += mine;
+  *loss += mine;
 }
 
-static int add_session(value_job *j, const chi_prompt *p, int32_t row, const chi_request *r, double share,
-                       chi_err *err) {
-  session *s = &j->s[j->n];
-  int32_t n = r ? r->n_target : 1;
-  *s = (session){.req = {.prompt = p, .row = row, .target = r ? r->target : NULL, .n_target = r ? n : 0}};
-  s->rows = chi_arena_array(&j->arena, (size_t)n, sizeof *s->rows, err);
-  s->weight = chi_arena_array(&j->arena, (size_t)n, sizeof *s->weight, err);
-  if (!s->rows || !s->weight) return CHI_ERR_MEMORY;
+/* r NULL: the kl prompt, whose loss is at the edited row. */
+static int add_prompt(value_job *j, const chi_prompt *p, int32_t row, const chi_request *r, chi_err *err) {
+  int32_t k = j->n, base = 0, n = r ? r->n_target : 1;
+  chi_request one = {.prompt = p, .target = r ? r->target : NULL, .n_target = n, .row = row};
+  for (int32_t i = 0; i < k; i++) base += j->in[i].n_rows;
   if (r) {
-    int rc = chi_request_input(&s->in, &s->tokens, &s->req, err);
+    int rc = chi_request_input(&j->in[k], &j->s[k].tokens, &one, err);
     if (rc) return rc;
   } else {
-    s->in = chi_prompt_input(p);
+    j->in[k] = chi_prompt_input(p);
   }
+  j->rows[k] = base + row;
+  for (int32_t i = 0; i < n; i++) j->loss_rows[j->n_loss++] = base + (r ? p->n_rows - 1 + i : row);
   j->n++;
-  for (int32_t i = 0; i < n; i++) {
-    s->rows[i] = r ? p->n_rows - 1 + i : row;
-    s->weight[i] = share / n;
-  }
   return 0;
 }
 
-static int open_job(value_job *j, const chi_request *r, chi_err *err) {
+static int open_job(value_job *j, chi_err *err) {
   int rc = 0;
-  size_t bytes = 0;
+  const chi_request *r = j->req;
+  size_t most = r->n_context + 2;
   int64_t d = j->net->decoder.spec.d;
-  double share = 1.0 / (double)(1 + r->n_context);
-  j->s = chi_arena_array(&j->arena, r->n_context + 2, sizeof *j->s, err);
-  j->grad = chi_arena_array(&j->arena, (size_t)d, sizeof *j->grad, err);
+  int32_t first = r->row;
+  j->s = chi_arena_array(&j->arena, most, sizeof *j->s, err);
+  j->in = chi_arena_array(&j->arena, most, sizeof *j->in, err);
+  j->rows = chi_arena_array(&j->arena, most, sizeof *j->rows, err);
+  j->loss_rows = chi_arena_array(&j->arena, most * (size_t)r->n_target, sizeof *j->loss_rows, err);
+  j->grad = chi_arena_array(&j->arena, most * (size_t)d, sizeof *j->grad, err);
   j->sum = chi_arena_array(&j->arena, (size_t)d, sizeof *j->sum, err);
   j->kl.init = chi_arena_array(&j->arena, (size_t)j->net->decoder.vocab, sizeof *j->kl.init, err);
-  CHI_TRY(j->s && j->grad && j->sum && j->kl.init ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(add_session(j, r->prompt, r->row, r, share, err));
-  for (size_t i = 0; i < r->n_context; i++)
-    CHI_TRY(add_session(j, r->context[i].prompt, r->context[i].row, r, share, err));
-  if (r->kl.prompt && j->h->kl > 0) CHI_TRY(add_session(j, r->kl.prompt, r->kl.row, NULL, 0, err));
+  CHI_TRY(j->s && j->in && j->rows && j->loss_rows && j->grad && j->sum && j->kl.init ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(add_prompt(j, r->prompt, r->row, r, err));
+  for (size_t i = 0; i < r->n_context; i++) {
+    if (r->context[i].row < first) first = r->context[i].row;
+    CHI_TRY(add_prompt(j, r->context[i].prompt, r->context[i].row, r, err));
+  }
+  if (r->kl.prompt && j->h->kl > 0) {
+    if (r->kl.row < first) first = r->kl.row;
+    CHI_TRY(add_prompt(j, r->kl.prompt, r->kl.row, NULL, err));
+    j->has_kl = true;
+  }
   j->kl.weight = j->h->kl;
-  for (size_t i = 0; i < j->n; i++) bytes += session_bytes(j->net, &j->s[i], j->layer);
-  j->keep = bytes >> 20 < kKeepMiB;
+  CHI_TRY(chi_grad_open(&j->g, j->net, j->in, j->n, first, j->layer, false, err));
 out:
   return rc;
 }
 
 static void close_job(value_job *j) {
-  for (size_t i = 0; i < j->n; i++) {
-    chi_grad_close(j->s[i].g);
-    chi_free(j->s[i].tokens);
-  }
+  chi_grad_close(j->g);
+  for (int32_t i = 0; i < j->n; i++) chi_free(j->s[i].tokens);
   chi_arena_free(&j->arena);
 }
 
 /* Loss of all prompts at delta; its gradient into j->sum. *nll: without the kl term. */
-static int run_sessions(value_job *j, const float *delta, double *nll, chi_err *err) {
-  int rc = 0;
+static int run_prompts(value_job *j, const float *delta, double *nll, chi_err *err) {
   int64_t d = j->net->decoder.spec.d;
+  double loss;
+  chi_intervention iv = {.op = CHI_OP_ADD,
+                         .stack = CHI_DECODER,
+                         .site = CHI_SITE_MLP_OUT,
+                         .layer_lo = j->layer,
+                         .layer_hi = j->layer + 1,
+                         .rows = j->rows,
+                         .n_rows = j->n,
+                         .value = delta,
+                         .value_rows = 1,
+                         .scale = 1};
+  chi_grad_site site = {.stack = CHI_DECODER,
+                        .site = CHI_SITE_MLP_OUT,
+                        .layer = j->layer,
+                        .rows = j->rows,
+                        .n_rows = j->n,
+                        .out = j->grad};
+  chi_grad_step step = {.iv = &iv,
+                        .n_iv = 1,
+                        .loss_rows = j->loss_rows,
+                        .n_loss = j->n_loss,
+                        .loss = loss_of_all,
+                        .ud = j,
+                        .sites = &site,
+                        .n_sites = 1};
+  for (int32_t i = 0; i < j->n; i++) j->s[i].loss = 0;
+  int rc = chi_grad_run(j->g, &step, &loss, err);
+  if (rc) return rc;
   memset(j->sum, 0, (size_t)d * sizeof *j->sum);
   *nll = 0;
-  for (size_t i = 0; i < j->n; i++) {
-    session *s = &j->s[i];
-    bool kl = s->req.n_target == 0;
-    double loss = 0;
-    chi_nll target = {.token = s->req.target, .weight = s->weight};
-    chi_intervention iv = {.op = CHI_OP_ADD,
-                           .stack = CHI_DECODER,
-                           .site = CHI_SITE_MLP_OUT,
-                           .layer_lo = j->layer,
-                           .layer_hi = j->layer + 1,
-                           .rows = &s->req.row,
-                           .n_rows = 1,
-                           .value = delta,
-                           .value_rows = 1,
-                           .scale = 1};
-    chi_grad_site site = {.stack = CHI_DECODER,
-                          .site = CHI_SITE_MLP_OUT,
-                          .layer = j->layer,
-                          .rows = &s->req.row,
-                          .n_rows = 1,
-                          .out = j->grad};
-    chi_grad_step step = {.iv = &iv,
-                          .n_iv = 1,
-                          .loss_rows = s->rows,
-                          .n_loss = kl ? 1 : s->req.n_target,
-                          .loss = kl ? loss_kl : chi_loss_nll,
-                          .ud = kl ? (void *)&j->kl : (void *)&target,
-                          .sites = &site,
-                          .n_sites = 1};
-    if (!s->g) CHI_TRY(chi_grad_open(&s->g, j->net, &s->in, s->req.row, j->layer, false, err));
-    CHI_TRY(chi_grad_run(s->g, &step, &loss, err));
-    for (int64_t k = 0; k < d; k++) j->sum[k] += j->grad[k];
-    if (!kl) *nll += loss;
-    if (!j->keep) {
-      chi_grad_close(s->g);
-      s->g = NULL;
-    }
+  for (int32_t i = 0; i < j->n; i++) {
+    for (int64_t k = 0; k < d; k++) j->sum[k] += j->grad[i * d + k];
+    if (!j->has_kl || i < j->n - 1) *nll += j->s[i].loss;
   }
-out:
-  return rc;
+  return 0;
 }
 
 int chi_edit_value(float *delta, const chi_net *net, const chi_request *r, int layer, double norm, const chi_hyper *h,
@@ -232,7 +231,7 @@ int chi_edit_value(float *delta, const chi_net *net, const chi_request *r, int l
   int rc = 0;
   int64_t d = net->decoder.spec.d;
   double loss = 0;
-  value_job j = {.net = net, .layer = layer, .h = h};
+  value_job j = {.net = net, .layer = layer, .h = h, .req = r};
   chi_adam a = {.lr = h->lr, .n = d, .m = chi_calloc((size_t)d, sizeof(float), err)};
   a.v = chi_calloc((size_t)d, sizeof(float), err);
   CHI_TRY(a.m && a.v ? 0 : CHI_ERR_MEMORY);
@@ -240,12 +239,12 @@ int chi_edit_value(float *delta, const chi_net *net, const chi_request *r, int l
     rc = chi_fail(err, CHI_ERR_ARG, "layer %d writes nothing at row %d: there is no value to change", layer, r->row);
     goto out;
   }
-  CHI_TRY(open_job(&j, r, err));
+  CHI_TRY(open_job(&j, err));
   memset(delta, 0, (size_t)d * sizeof *delta);
   if (h->lr_share) a.lr = h->lr * norm / sqrt((double)d);
   for (int i = 0; i < (int)h->steps; i++) {
     CHI_TRY(chi_progress("editing", i, (int)h->steps, err));
-    CHI_TRY(run_sessions(&j, delta, &loss, err));
+    CHI_TRY(run_prompts(&j, delta, &loss, err));
     if (i == 0) info->loss_first += loss;
     if (h->stop > 0 && loss < h->stop) break;
     info->steps++;

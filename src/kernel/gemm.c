@@ -57,8 +57,13 @@ static void transpose_panel(const gemm_job *j, void *out, int64_t panel, int64_t
   const chi_mat *w = j->w;
   if (w->compute == CHI_COMPUTE_BF16) {
     int64_t kp = chi_ceil_div(w->k, 32) * 32;
-    for (int64_t i0 = 0; i0 < kn; i0 += 32)
-      j->t->turn_bf16((chi_bf16 *)out + i0 * 32, (const chi_bf16 *)w->data + (k0 + i0) * kp + panel * 1024);
+    bool more = (panel + 1) * 1024 < kp * 32;
+    for (int64_t i0 = 0; i0 < kn; i0 += 32) {
+      const chi_bf16 *block = (const chi_bf16 *)w->data + (k0 + i0) * kp + panel * 1024;
+      /* blocks of one panel of the result lie far apart, its neighbour's beside them: it is turned next */
+      for (int64_t c = 0; more && c < 1024; c += 32) __builtin_prefetch(block + 1024 + c, 0, 2);
+      j->t->turn_bf16((chi_bf16 *)out + i0 * 32, block);
+    }
     return;
   }
   int64_t cols = chi_min64(CHI_PANEL, w->k - panel * CHI_PANEL);

@@ -115,6 +115,13 @@ void chi_softmax(float *x, int64_t n); /* in place */
 /* y = chi_exp64(x - shift), n of them: the bits of the single one. y and x do not overlap. */
 void chi_exp64_row(double *y, const float *x, double shift, int64_t n);
 
+/* ---- rows of gradients ----------------------------------------------------------------------------------- */
+#define CHI_BACK_ROWS 16
+/* d[u][r] = sum over c of x[c][r] * v[u][c], from +0 and in order; every product is rounded before it is added. */
+void chi_back_dots(float d[4][CHI_BACK_ROWS], const float *x, const float *const v[4], int64_t n);
+/* y[c] += s[0] x[0][c], then s[1] x[1][c], ...; rounded in the same way. y overlaps none of x. */
+void chi_back_mix(float *y, const float *const x[4], const float s[4], int64_t n);
+
 /* ---- attention ------------------------------------------------------------------------------------------- */
 /* Keys and values live in blocks of 32 rows aligned to absolute positions (row r is slot r%32 of block r/32).
  *   K block: [kv_heads][hd][32]   (transposed: 32 keys side by side)      f32 (bf16 compute: values rounded to bf16)

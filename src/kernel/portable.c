@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernel/back_rows.h"
 #include "kernel/table.h"
 #include "kernel/vmath.h"
 
@@ -175,6 +176,8 @@ const chi_kernel_table chi_kernels_portable = {
     .act = row_act,
     .axpy = row_axpy,
     .exp64 = row_exp64,
+    .dots4 = row_dots4,
+    .mix4 = row_mix4,
 };
 
 /* ---- single values --------------------------------------------------------------------------------------- */

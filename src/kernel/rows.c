@@ -236,4 +236,10 @@ void chi_softmax(float *x, int64_t n) {
   chi_fp_end(saved);
 }
 
+void chi_back_dots(float d[4][CHI_BACK_ROWS], const float *x, const float *const v[4], int64_t n) {
+  chi_kernels->dots4(d, x, v, n);
+}
+
+void chi_back_mix(float *y, const float *const x[4], const float s[4], int64_t n) { chi_kernels->mix4(y, x, s, n); }
+
 void chi_exp64_row(double *y, const float *x, double shift, int64_t n) { chi_kernels->exp64(y, x, shift, n); }

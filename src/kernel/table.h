@@ -52,6 +52,8 @@ typedef struct chi_kernel_table {
   void (*act)(chi_act act, const float *x, const float *u, float *y, int64_t n); /* u may be NULL; y may be x or u */
   void (*axpy)(float *y, const float *x, float s, int64_t n);                    /* y = fma(s, x, y) */
   void (*exp64)(double *y, const float *x, double shift, int64_t n);             /* y = chi_exp64(x - shift) */
+  void (*dots4)(float d[4][CHI_BACK_ROWS], const float *x, const float *const v[4], int64_t n); /* chi_back_dots */
+  void (*mix4)(float *y, const float *const x[4], const float s[4], int64_t n);                 /* chi_back_mix  */
 } chi_kernel_table;
 
 extern const chi_kernel_table *chi_kernels; /* the chosen row; never NULL */

@@ -137,78 +137,107 @@ void chi_weight_back(float *dw, const float *x, const float *dy, int64_t m, int6
   chi_parallel_for(n, weight_row, &(weight_job){dw, x, dy, m, n, k});
 }
 
+static const float *key_row(const chi_attn_keys *a, int64_t t, int64_t nkv) {
+  return t < a->first ? a->k0 + t * nkv : a->k + (t - a->first) * nkv;
+}
+static const float *value_row(const chi_attn_keys *a, int64_t t, int64_t nkv) {
+  return t < a->first ? a->v0 + t * nkv : a->v + (t - a->first) * nkv;
+}
+
+enum { kRows = CHI_BACK_ROWS, kKeys = 4 };
 typedef struct attn_job {
-  const float *q, *k, *v, *p, *dout;
-  float *dq, *dk, *dv, *turned; /* turned: [kv_heads][hd][kRows] */
-  int64_t m, T, first;
+  const float *q, *p, *dout;
+  chi_attn_keys keys;
+  float *dq, *dk, *dv;
+  float *turned, *dp; /* [kv_heads][hd][kRows], [kv_heads][T rounded up to kKeys][kRows] */
+  int64_t m;
   int heads, kv_heads, hd;
   float scale;
 } attn_job;
 
-/* Rows of one query head that are carried together, and keys whose chains run side by side: a chain is still one row's
- * and one key's, its terms in the order of the columns. */
-enum { kRows = 16, kKeys = 4 };
+/* Rows of one query head that are carried together: a chain of additions is still one row's and one key's, its terms in
+ * the order of the columns, or one row's and one column's, in the order of the keys. */
 typedef struct attn_rows {
   const attn_job *j;
   int64_t i, n; /* rows [i, i + n) */
   int h, g;
   float (*turned)[kRows]; /* [hd]: dout, by column */
+  float (*dp)[kRows];     /* [T]: d loss / d weight of each key */
+  double dot[kRows];      /* sum_t p_t dp_t */
 } attn_rows;
 
-/* dp[u][r] = <dout row r, value t + u>, summed over the columns in order. */
-static void value_dots(const attn_rows *a, int64_t t, float dp[kKeys][kRows]) {
+static const float *weights_of(const attn_rows *a, int64_t r) {
+  return a->j->p + (a->h * a->j->m + a->i + r) * a->j->keys.T;
+}
+static float score_back(const attn_rows *a, int64_t r, int64_t t) {
+  return a->j->scale * weights_of(a, r)[t] * (a->dp[t][r] - (float)a->dot[r]);
+}
+
+static void weights_back(attn_rows *a) {
   const attn_job *j = a->j;
-  const float *v[kKeys];
-  for (int u = 0; u < kKeys; u++) v[u] = j->v + ((t + u < j->T ? t + u : j->T - 1) * j->kv_heads + a->g) * j->hd;
-  float d[kKeys][kRows] = {{0}};
-  for (int c = 0; c < j->hd; c++)
-    for (int u = 0; u < kKeys; u++)
-      for (int r = 0; r < kRows; r++) d[u][r] += a->turned[c][r] * v[u][c];
-  memcpy(dp, d, sizeof d);
+  int64_t nq = (int64_t)j->heads * j->hd, nkv = (int64_t)j->kv_heads * j->hd, last = j->keys.T - 1;
+  for (int64_t r = 0; r < kRows; r++)
+    for (int c = 0; c < j->hd; c++) a->turned[c][r] = r < a->n ? j->dout[(a->i + r) * nq + a->h * j->hd + c] : 0.0f;
+  for (int64_t t = 0; t <= last; t += kKeys) {
+    const float *v[kKeys];
+    for (int u = 0; u < kKeys; u++) v[u] = value_row(&j->keys, t + u < last ? t + u : last, nkv) + a->g * j->hd;
+    chi_back_dots(a->dp + t, a->turned[0], v, j->hd);
+  }
+  for (int64_t r = 0; r < a->n; r++) {
+    const float *p = weights_of(a, r);
+    a->dot[r] = 0;
+    for (int64_t t = 0; t <= last; t++)
+      if (p[t] != 0.0f) a->dot[r] += (double)p[t] * (double)a->dp[t][r];
+  }
+}
+
+/* One key's part of dq, and of dk and dv where it is live. */
+static void key_back(const attn_rows *a, int64_t r, int64_t t) {
+  const attn_job *j = a->j;
+  int64_t nkv = (int64_t)j->kv_heads * j->hd, at = ((a->i + r) * j->heads + a->h) * j->hd;
+  const float w = weights_of(a, r)[t], ds = score_back(a, r, t), *k = key_row(&j->keys, t, nkv) + a->g * j->hd;
+  if (w == 0.0f) return;
+  for (int c = 0; c < j->hd; c++) j->dq[at + c] += ds * k[c];
+  if (t < j->keys.first) return;
+  float *dk = j->dk + (t - j->keys.first) * nkv + a->g * j->hd, *dv = j->dv + (dk - j->dk);
+  for (int c = 0; c < j->hd; c++) {
+    dk[c] += ds * j->q[at + c];
+    dv[c] += w * j->dout[at + c];
+  }
 }
 
 static void attn_rows_back(attn_rows *a) {
   const attn_job *j = a->j;
-  int64_t nq = (int64_t)j->heads * j->hd, nkv = (int64_t)j->kv_heads * j->hd;
-  const float *p[kRows] = {NULL}, *o[kRows] = {NULL}, *q[kRows] = {NULL};
-  float *dq[kRows] = {NULL}, dp[kKeys][kRows];
-  double dot[kRows] = {0}; /* sum_t p_t dp_t */
-  for (int64_t r = 0; r < a->n; r++) {
-    int64_t at = (a->i + r) * nq + a->h * j->hd;
-    p[r] = j->p + (a->h * j->m + a->i + r) * j->T;
-    o[r] = j->dout + at;
-    q[r] = j->q + at;
-    dq[r] = j->dq + at;
-    memset(dq[r], 0, (size_t)j->hd * sizeof(float));
-    for (int c = 0; c < j->hd; c++) a->turned[c][r] = o[r][c];
-  }
-  for (int64_t t = 0; t < j->T; t += kKeys) {
-    value_dots(a, t, dp);
-    for (int64_t r = 0; r < a->n; r++)
-      for (int64_t u = 0; u < kKeys && t + u < j->T; u++)
-        if (p[r][t + u] != 0.0f) dot[r] += (double)p[r][t + u] * (double)dp[u][r];
-  }
-  for (int64_t t = 0; t < j->T; t++) {
-    if (t % kKeys == 0) value_dots(a, t, dp);
-    const float *k = j->k + t * nkv + a->g * j->hd;
-    float *dv = j->dv + t * nkv + a->g * j->hd, *dk = j->dk + t * nkv + a->g * j->hd;
+  int64_t nkv = (int64_t)j->kv_heads * j->hd, T = j->keys.T, t = 0;
+  weights_back(a);
+  for (int64_t r = 0; r < a->n; r++)
+    memset(j->dq + ((a->i + r) * j->heads + a->h) * j->hd, 0, (size_t)j->hd * sizeof *j->dq);
+  for (; t + kKeys <= j->keys.first; t += kKeys) {
+    const float *k[kKeys];
+    for (int u = 0; u < kKeys; u++) k[u] = key_row(&j->keys, t + u, nkv) + a->g * j->hd;
     for (int64_t r = 0; r < a->n; r++) {
-      float w = p[r][t], ds = j->scale * w * (dp[t % kKeys][r] - (float)dot[r]), *to = dq[r];
-      if (w == 0.0f) continue;
-      for (int c = 0; c < j->hd; c++) to[c] += ds * k[c];
-      for (int c = 0; t >= j->first && c < j->hd; c++) {
-        dk[c] += ds * q[r][c];
-        dv[c] += w * o[r][c];
-      }
+      const float *p = weights_of(a, r) + t;
+      float ds[kKeys];
+      for (int u = 0; u < kKeys; u++) ds[u] = score_back(a, r, t + u);
+      if (p[0] != 0.0f && p[1] != 0.0f && p[2] != 0.0f && p[3] != 0.0f)
+        chi_back_mix(j->dq + ((a->i + r) * j->heads + a->h) * j->hd, k, ds, j->hd);
+      else
+        for (int u = 0; u < kKeys; u++) key_back(a, r, t + u);
     }
   }
+  for (; t < T; t++)
+    for (int64_t r = 0; r < a->n; r++) key_back(a, r, t);
 }
 
 /* One key/value head and the query heads that read it: nobody else writes its slices of dk and dv. */
 static void attn_head(void *ud, int64_t g) {
   const attn_job *j = ud;
   int group = j->heads / j->kv_heads;
-  attn_rows a = {.j = j, .g = (int)g, .turned = (void *)(j->turned + g * j->hd * kRows)};
+  int64_t padded = (j->keys.T + kKeys - 1) / kKeys * kKeys;
+  attn_rows a = {.j = j,
+                 .g = (int)g,
+                 .turned = (void *)(j->turned + g * j->hd * kRows),
+                 .dp = (void *)(j->dp + g * padded * kRows)};
   for (a.h = (int)g * group; a.h < ((int)g + 1) * group; a.h++)
     for (a.i = 0; a.i < j->m; a.i += kRows) {
       a.n = j->m - a.i < kRows ? j->m - a.i : kRows;
@@ -216,37 +245,39 @@ static void attn_head(void *ud, int64_t g) {
     }
 }
 
-int chi_attention_back(const float *q, const float *k, const float *v, const float *p, const float *dout, float *dq,
-                       float *dk, float *dv, int64_t m, int64_t T, int64_t first, int heads, int kv_heads, int hd,
-                       float scale, chi_err *err) {
-  float *turned = chi_calloc((size_t)kv_heads * (size_t)hd * kRows, sizeof *turned, err);
-  if (!turned) return CHI_ERR_MEMORY;
-  attn_job j = {q, k, v, p, dout, dq, dk, dv, turned, m, T, first, heads, kv_heads, hd, scale};
+int chi_attention_back(const float *q, const chi_attn_keys *keys, const float *p, const float *dout, float *dq,
+                       float *dk, float *dv, int64_t m, int heads, int kv_heads, int hd, float scale, chi_err *err) {
+  size_t turned = (size_t)kv_heads * (size_t)hd * kRows;
+  size_t dp = (size_t)kv_heads * (size_t)((keys->T + kKeys - 1) / kKeys * kKeys) * kRows;
+  float *work = chi_calloc(turned + dp, sizeof *work, err);
+  if (!work) return CHI_ERR_MEMORY;
+  attn_job j = {q, p, dout, *keys, dq, dk, dv, work, work + turned, m, heads, kv_heads, hd, scale};
   chi_parallel_for(kv_heads, attn_head, &j);
-  chi_free(turned);
+  chi_free(work);
   return 0;
 }
 
 typedef struct pattern_job {
-  const float *v, *p, *dout;
+  const chi_attn_keys *keys;
+  const float *p, *dout;
   float *dp;
-  int64_t m, T;
+  int64_t m;
   int heads, kv_heads, hd;
 } pattern_job;
 
 static void pattern_row(void *ud, int64_t k) {
   const pattern_job *j = ud;
-  int64_t h = k / j->m, i = k % j->m, g = h / (j->heads / j->kv_heads);
+  int64_t h = k / j->m, i = k % j->m, g = h / (j->heads / j->kv_heads), T = j->keys->T;
   const float *o = j->dout + (i * j->heads + h) * j->hd;
-  for (int64_t t = 0; t < j->T; t++) {
-    const float *v = j->v + (t * j->kv_heads + g) * j->hd;
+  for (int64_t t = 0; t < T; t++) {
+    const float *v = value_row(j->keys, t, (int64_t)j->kv_heads * j->hd) + g * j->hd;
     float dp = 0;
     for (int c = 0; c < j->hd; c++) dp += o[c] * v[c];
-    j->dp[k * j->T + t] = j->p[k * j->T + t] == 0.0f ? 0.0f : dp;
+    j->dp[k * T + t] = j->p[k * T + t] == 0.0f ? 0.0f : dp;
   }
 }
 
-void chi_pattern_back(const float *v, const float *p, const float *dout, float *dp, int64_t m, int64_t T, int heads,
+void chi_pattern_back(const chi_attn_keys *keys, const float *p, const float *dout, float *dp, int64_t m, int heads,
                       int kv_heads, int hd) {
-  chi_parallel_for(heads * m, pattern_row, &(pattern_job){v, p, dout, dp, m, T, heads, kv_heads, hd});
+  chi_parallel_for(heads * m, pattern_row, &(pattern_job){keys, p, dout, dp, m, heads, kv_heads, hd});
 }

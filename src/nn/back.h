@@ -15,12 +15,17 @@ void chi_rope_back(float *dx, int64_t m, int heads, int hd, int half, const int3
 /* dW[n][k] += dy^T x. */
 void chi_weight_back(float *dw, const float *x, const float *dy, int64_t m, int64_t n, int64_t k);
 
-/* Attention of m query rows over T keys. p [heads][m][T]: weights (0 where a row does not attend). q, k, v, dout as in the
- * forward pass (k, v: all T rows). Sets dq [m][heads*hd]; adds to dk, dv [T][kv_heads*hd], from key `first` on: nobody asks
- * for those of rows that stay as they are. */
-int chi_attention_back(const float *q, const float *k, const float *v, const float *p, const float *dout, float *dq, float *dk, float *dv, int64_t m,
-                       int64_t T, int64_t first, int heads, int kv_heads, int hd, float scale, chi_err *err);
+/* Keys and values of rows [0, T): those before `first` are constant and lie elsewhere. */
+typedef struct chi_attn_keys {
+  const float *k0, *v0; /* [first][kv_heads*hd] */
+  const float *k, *v;   /* [T - first][kv_heads*hd] */
+  int64_t first, T;
+} chi_attn_keys;
+/* Attention of m query rows over T keys. p [heads][m][T]: weights (0 where a row does not attend). q and dout as in the
+ * forward pass. Sets dq [m][heads*hd]; adds to dk, dv [T - first][kv_heads*hd]. */
+int chi_attention_back(const float *q, const chi_attn_keys *keys, const float *p, const float *dout, float *dq, float *dk, float *dv, int64_t m,
+                       int heads, int kv_heads, int hd, float scale, chi_err *err);
 /* The gradient with respect to the weights themselves: dp [heads][m][T] = dout . v, 0 where p is 0. */
-void chi_pattern_back(const float *v, const float *p, const float *dout, float *dp, int64_t m, int64_t T, int heads, int kv_heads, int hd);
+void chi_pattern_back(const chi_attn_keys *keys, const float *p, const float *dout, float *dp, int64_t m, int heads, int kv_heads, int hd);
 
 #endif

@@ -103,8 +103,9 @@ int chii_cross_back(chii_tape *t, const chi_grad_step *st, int layer, float *d, 
   chii_grad_pass(t, st, CHI_SITE_X_HEAD_OUT, layer, t->xdmix, t->nq);
   memset(t->xdk, 0, (size_t)(n * t->nkv) * sizeof *d);
   memset(t->xdv, 0, (size_t)(n * t->nkv) * sizeof *d);
-  CHI_TRY(chi_attention_back(t->xq, t->xk, t->xv, t->xp, t->xdmix, t->xdq, t->xdk, t->xdv, m, n, 0, s->heads,
-                             s->kv_heads, s->head_dim, s->attn_scale, err));
+  chi_attn_keys keys = {.k = t->xk, .v = t->xv, .T = n};
+  CHI_TRY(chi_attention_back(t->xq, &keys, t->xp, t->xdmix, t->xdq, t->xdk, t->xdv, m, s->heads, s->kv_heads,
+                             s->head_dim, s->attn_scale, err));
   chii_grad_pass(t, st, CHI_SITE_X_Q, layer, t->xdq, t->nq);
   CHI_TRY(chi_gemm_t(&w->xq.w, t->xdq, t->nq, t->xtmp, t->D, m, err));
   for (int64_t i = 0; i < md; i++) d[i] += t->xtmp[i];

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/exp64.h"
+#include "kernel/back_rows.h"
 #include "kernel/table.h"
 #include "kernel/vmath.h"
 
@@ -172,4 +173,4 @@ static void row_exp64(double *y, const float *x, double shift, int64_t n) {
 
 #define CHI_ROW_FUNCTIONS                                                                                     \
   .dot = row_dot, .sum = row_sum, .sqdev = row_sqdev, .max = row_max, .exp_sum = row_exp_sum, .div = row_div, \
-  .act = row_act, .axpy = row_axpy, .exp64 = row_exp64
+  .act = row_act, .axpy = row_axpy, .exp64 = row_exp64, .dots4 = row_dots4, .mix4 = row_mix4
