@@ -189,6 +189,59 @@ static void test_threads_and_budget(void **state) {
   close_fixture(&f);
 }
 
+/* Several questions about one picture in one plan: every number is that of the question alone, bit for bit; what nobody
+ * asked for is NaN; a question about another picture is done beside them. */
+static void test_together(void **state) {
+  (void)state;
+  static const char *const kAsks[] = {"What is this?", "What colour is the left one?", "Where?", "What is this?"};
+  enum { kQ = 4, kSets = 5 };
+  for (int t = 0; t < 2; t++) {
+    fixture f;
+    open_fixture(&f, kTiny[t]);
+    chi_prompt *p[kQ] = {NULL};
+    chi_remover *r[kQ] = {NULL};
+    const char *own = chi_st_meta(f.st, "picture");
+    for (int k = 0; k < kQ; k++) {
+      chi_prompt_opts o = {.image = k == 3 ? "tests/fixtures/tiny-gqa/donor.png" : own, .question = kAsks[k]};
+      assert_works(chi_prompt_make(&p[k], f.m, &o, err));
+      assert_works(chi_remover_open(&r[k], f.m, p[k], 5 + k, 7, 0, err));
+    }
+    assert_true(p[1]->n_rows > p[0]->n_rows && p[1]->n_rows > p[2]->n_rows);
+    int32_t n = r[0]->n;
+    uint8_t *set = chi_calloc(kSets * (size_t)n, 1, NULL), asks[kSets * kQ];
+    for (int32_t i = 0; i < kSets * n; i++)
+      set[i] = i / n == 4 || (i / n > 0 && chi_rng_u32(1, 2, (uint32_t)t, (uint32_t)i) % 3 == 0);
+    for (int i = 0; i < kSets * kQ; i++) asks[i] = i / kQ != 2 && (i / kQ == 1 || i % 3 != 1);
+    for (int how = 0; how < CHI_REMOVALS; how++)
+      for (int m = 3; m <= kQ; m++) { /* of one picture, and with the other one */
+        double logp[kSets * kQ], want, *each = chi_calloc((size_t)n, sizeof *each, NULL);
+        double *alone = chi_calloc((size_t)n, sizeof *alone, NULL);
+        uint8_t some[kSets * kQ];
+        for (int i = 0; i < kSets * m; i++) some[i] = asks[i / m * kQ + i % m];
+        assert_works(chi_remove_of(r, m, (chi_removal)how, set, some, kSets, logp, err));
+        for (int i = 0; i < kSets * m; i++) {
+          assert_works(chi_remove(r[i % m], (chi_removal)how, set + i / m * n, 1, &want, err));
+          if (some[i] ? logp[i] != want : !isnan(logp[i]))
+            fail_msg("%s, %s, set %d of question %d: %g, alone %g", kTiny[t], chi_removal_name[how], i / m, i % m,
+                     logp[i], want);
+        }
+        for (int k = 0; k < m; k++) r[k]->each[how] = NULL;
+        assert_works(chi_remove_each(r[m - 1], (chi_removal)how, alone, err));
+        assert_works(chi_remove_each_of(r, m, (chi_removal)how, err));
+        assert_works(chi_remove_each(r[m - 1], (chi_removal)how, each, err));
+        assert_memory_equal(each, alone, (size_t)n * sizeof *each);
+        chi_free(each);
+        chi_free(alone);
+      }
+    for (int k = 0; k < kQ; k++) {
+      chi_remover_close(r[k]);
+      chi_prompt_free(p[k]);
+    }
+    chi_free(set);
+    close_fixture(&f);
+  }
+}
+
 /* A Q-Former's query rows are no patches: what needs places in the picture is refused, the rest works. */
 static void test_query_rows(void **state) {
   (void)state;
@@ -363,10 +416,10 @@ static void test_files(void **state) {
 int main(void) {
   chi_err err = {0};
   if (chi_cpu_init(NULL, &err)) return 1;
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference),  cmocka_unit_test(test_identities),
-                                     cmocka_unit_test(test_cut_off),    cmocka_unit_test(test_threads_and_budget),
-                                     cmocka_unit_test(test_query_rows), cmocka_unit_test(test_refusals),
-                                     cmocka_unit_test(test_scores),     cmocka_unit_test(test_mask),
-                                     cmocka_unit_test(test_files)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_identities),
+                                     cmocka_unit_test(test_cut_off),   cmocka_unit_test(test_threads_and_budget),
+                                     cmocka_unit_test(test_together),  cmocka_unit_test(test_query_rows),
+                                     cmocka_unit_test(test_refusals),  cmocka_unit_test(test_scores),
+                                     cmocka_unit_test(test_mask),      cmocka_unit_test(test_files)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

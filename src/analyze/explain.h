@@ -46,5 +46,9 @@ int chi_explain_open(chi_explain **out, const chi_model *m, const chi_prompt *p,
 void chi_explain_close(chi_explain *e);
 /* map [e->n]: positive = speaks for the target. CHI_ERR_UNSUPPORTED: this model has no such map, the line says why. */
 int chi_explain_map(chi_explain *e, const chi_explainer *x, double *map, chi_err *err);
+/* Before the maps of several questions about one picture: what they have in common is run once (removals of single patches;
+ * chi_remove_of says what is shared). skip [n_which]: explainers that will not be asked, NULL = none. Changes no map. */
+int chi_explain_share(chi_explain *const *e, int n, const chi_explainer *const *which, int n_which, const bool *skip,
+                      chi_err *err);
 
 #endif

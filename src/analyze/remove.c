@@ -204,20 +204,48 @@ static int need_fill(chi_remover *r, chi_removal how, chi_err *err) {
 }
 
 /* ---- plans ------------------------------------------------------------------------------------------------ */
+/* Sets that some of the questions about one picture ask for. The longest prompt is the root; another question is a
+ * child in which the words' tokens are its own, read at its own last row: rows behind that are never looked at. */
 typedef struct batch {
-  chi_remover *r;
+  chi_remover *const *r; /* [n]: the questions */
+  int n, longest;
   chi_removal how;
   chi_plan *plan;
   int root;
-  int32_t *rows; /* scratch [max(n, rows behind the picture)] */
-  float *value;  /* scratch [n][d] */
-  double *logp;  /* of the batch's first set */
+  int32_t *rows, *tokens; /* scratch [max(n patches, rows of a prompt)] */
+  float *value;           /* scratch [n patches][d] */
+  double *logp;           /* [sets of the plan][n] */
+  int32_t *at;            /* of each capture: its place in logp */
   chi_err *err;
 } batch;
 
+/* parent, but with question k's words. */
+static int add_question(batch *b, int k, int parent, int *branch) {
+  int rc = 0;
+  int32_t m = 0;
+  const chi_prompt *p = b->r[k]->prompt, *whole = b->r[b->longest]->prompt;
+  for (int32_t i = 0; i < p->n_rows; i++)
+    if (p->tokens[i] != whole->tokens[i]) {
+      b->rows[m] = i;
+      b->tokens[m++] = p->tokens[i];
+    }
+  *branch = parent;
+  if (m == 0) return 0;
+  CHI_TRY(chi_plan_child(b->plan, parent, branch, b->err));
+  chi_intervention iv = {.op = CHI_OP_TOKEN,
+                         .stack = CHI_DECODER,
+                         .site = CHI_SITE_EMBED,
+                         .rows = b->rows,
+                         .n_rows = m,
+                         .tokens = b->tokens};
+  CHI_TRY(chi_plan_intervene(b->plan, *branch, &iv, 0, b->err));
+out:
+  return rc;
+}
+
 static int add_vectors(batch *b, const uint8_t *set, int *branch) {
   int rc = 0;
-  const chi_remover *r = b->r;
+  const chi_remover *r = b->r[b->longest];
   int32_t m = 0;
   bool one = b->how == CHI_REMOVE_MEAN;
   const float *fill = r->fill[b->how];
@@ -240,13 +268,14 @@ out:
   return rc;
 }
 
-static int add_edges(batch *b, const uint8_t *set, int *branch) {
+/* parent: question k's run with all edges. */
+static int add_edges(batch *b, const uint8_t *set, int k, int parent, int *branch) {
   int rc = 0;
-  const chi_remover *r = b->r;
+  const chi_remover *r = b->r[k];
   const chi_prompt *p = r->prompt;
   int32_t first = b->how == CHI_REMOVE_CUT_LAST ? p->n_rows - 1 : p->image_row + p->n_image, m = 0;
   for (int32_t i = first; i < p->n_rows; i++) b->rows[m++] = i;
-  CHI_TRY(chi_plan_child(b->plan, b->root, branch, b->err));
+  CHI_TRY(chi_plan_child(b->plan, parent, branch, b->err));
   for (int32_t i = 0; i < r->n && m > 0; i++) {
     int32_t lo = i;
     while (i < r->n && set[i]) i++;
@@ -268,7 +297,7 @@ out:
 
 /* Another picture is another root: the tower sees all of it. */
 static int add_pixels(batch *b, const uint8_t *set, int *branch) {
-  const chi_remover *r = b->r;
+  const chi_remover *r = b->r[b->longest];
   const chi_vision *v = &r->model->net.vision;
   int64_t plane = (int64_t)v->image_h * v->image_w;
   float *px = chi_arena_array(&b->plan->arena, pixel_count(r), sizeof *px, b->err);
@@ -288,48 +317,81 @@ static int add_pixels(batch *b, const uint8_t *set, int *branch) {
 }
 
 static int take_logp(void *ud, int capture, int32_t i, const float *v, int64_t width) {
-  batch *b = ud;
+  const batch *b = ud;
+  int32_t at = b->at[capture];
   (void)i;
-  b->logp[capture] = (double)v[b->r->target] - chi_logsumexp(v, width);
+  b->logp[at] = (double)v[b->r[at % b->n]->target] - chi_logsumexp(v, width);
   return 0;
 }
 
-static int run_batch(batch *b, const uint8_t *set, int32_t n_sets) {
-  int rc = 0;
-  chi_remover *r = b->r;
-  chi_input in = chi_prompt_input(r->prompt);
-  int32_t last = r->prompt->n_rows - 1;
-  CHI_TRY(chi_plan_new(&b->plan, b->err));
-  if (!of_pixels(b->how)) CHI_TRY(chi_plan_root(b->plan, &in, &b->root, b->err));
-  for (int32_t s = 0; s < n_sets; s++) {
-    const uint8_t *one = set + (int64_t)s * r->n;
+/* Every question that asks for this set: a branch and the logits at its last row. clean [n]: branch of each question
+ * with the whole picture, for edges. */
+static int add_set(batch *b, const uint8_t *set, const uint8_t *asks, int32_t s, const int *clean) {
+  int rc = 0, removed = -1;
+  for (int k = 0; k < b->n; k++) {
     int branch = 0;
-    CHI_TRY(of_pixels(b->how)  ? add_pixels(b, one, &branch)
-            : of_edges(b->how) ? add_edges(b, one, &branch)
-                               : add_vectors(b, one, &branch));
+    if (asks && !asks[k]) continue;
+    if (of_edges(b->how)) {
+      CHI_TRY(add_edges(b, set, k, clean[k], &branch));
+    } else {
+      if (removed < 0) CHI_TRY(of_pixels(b->how) ? add_pixels(b, set, &removed) : add_vectors(b, set, &removed));
+      CHI_TRY(add_question(b, k, removed, &branch));
+    }
+    int id;
+    int32_t last = b->r[k]->prompt->n_rows - 1;
     chi_capture c = {
         .branch = branch, .stack = CHI_DECODER, .site = CHI_SITE_LOGITS, .layer = -1, .rows = &last, .n_rows = 1};
-    CHI_TRY(chi_plan_capture(b->plan, &c, NULL, b->err));
+    CHI_TRY(chi_plan_capture(b->plan, &c, &id, b->err));
+    b->at[id] = s * b->n + k;
   }
+out:
+  return rc;
+}
+
+static int run_batch(batch *b, const uint8_t *set, const uint8_t *asks, int32_t n_sets) {
+  int rc = 0;
+  const chi_remover *r = b->r[b->longest];
+  chi_input in = chi_prompt_input(r->prompt);
+  int *clean = chi_calloc((size_t)b->n, sizeof *clean, b->err);
+  b->at = chi_calloc((size_t)n_sets * (size_t)b->n, sizeof *b->at, b->err);
+  CHI_TRY(clean && b->at ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(chi_plan_new(&b->plan, b->err));
+  if (!of_pixels(b->how)) CHI_TRY(chi_plan_root(b->plan, &in, &b->root, b->err));
+  for (int k = 0; k < b->n && of_edges(b->how); k++) CHI_TRY(add_question(b, k, b->root, &clean[k]));
+  for (int32_t s = 0; s < n_sets; s++)
+    CHI_TRY(add_set(b, set + (int64_t)s * r->n, asks ? asks + (int64_t)s * b->n : NULL, s, clean));
+  if (b->plan->n_captures == 0) goto out; /* nobody asks */
   chi_run_opts o = {.mem = r->mem, .on_capture = take_logp, .ud = b, .what = r->what};
   CHI_TRY(chi_run_plan(&r->model->net, b->plan, &o, b->err));
 out:
   chi_plan_free(b->plan);
-  b->plan = NULL;
+  chi_free(b->at);
+  chi_free(clean);
+  b->plan = NULL, b->at = NULL;
   return rc;
 }
 
-int chi_remove(chi_remover *r, chi_removal how, const uint8_t *set, int32_t n_sets, double *logp, chi_err *err) {
+/* May two questions share the rows of the picture? */
+static bool same_picture(const chi_remover *x, const chi_remover *y) {
+  const chi_prompt *p = x->prompt, *q = y->prompt;
+  size_t head = (size_t)(p->image_row + p->n_image) * sizeof *p->tokens;
+  return x == y || (x->model == y->model && x->seed == y->seed && p->image_row == q->image_row &&
+                    p->n_image == q->n_image && memcmp(p->tokens, q->tokens, head) == 0 &&
+                    memcmp(p->pixels, q->pixels, pixel_count(x) * sizeof *p->pixels) == 0);
+}
+
+static int remove_together(batch *b, const uint8_t *set, const uint8_t *asks, int32_t n_sets, double *logp) {
   int rc = 0;
-  batch b = {.r = r, .how = how, .err = err};
+  for (int k = 1; k < b->n; k++)
+    if (b->r[k]->prompt->n_rows > b->r[b->longest]->prompt->n_rows) b->longest = k;
+  chi_remover *r = b->r[b->longest];
+  chi_removal how = b->how;
   size_t room = (size_t)(r->n > r->prompt->n_rows ? r->n : r->prompt->n_rows), most = 0;
-  if (!chi_removal_possible(r, how))
-    return chi_fail(err, CHI_ERR_UNSUPPORTED, "removal by %s: this model's picture rows are no patches on a grid",
-                    chi_removal_name[how]);
-  b.rows = chi_calloc(room, sizeof *b.rows, err);
-  b.value = chi_calloc((size_t)r->n * (size_t)r->d, sizeof *b.value, err);
-  CHI_TRY(b.rows && b.value ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(need_fill(r, how, err));
+  b->rows = chi_calloc(room, sizeof *b->rows, b->err);
+  b->tokens = chi_calloc(room, sizeof *b->tokens, b->err);
+  b->value = chi_calloc((size_t)r->n * (size_t)r->d, sizeof *b->value, b->err);
+  CHI_TRY(b->rows && b->tokens && b->value ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(need_fill(r, how, b->err));
   /* bytes of the largest set: own pixels, own vectors, or next to nothing */
   for (int32_t s = 0; s < n_sets; s++) {
     size_t k = 0;
@@ -342,20 +404,81 @@ int chi_remove(chi_remover *r, chi_removal how, const uint8_t *set, int32_t n_se
   size_t step = kPlanBytes / (each + 1) + 1;
   for (int32_t s = 0; s < n_sets; s += (int32_t)step) {
     int32_t m = (size_t)(n_sets - s) < step ? n_sets - s : (int32_t)step;
-    b.logp = logp + s;
-    CHI_TRY(run_batch(&b, set + (int64_t)s * r->n, m));
+    b->logp = logp + (int64_t)s * b->n;
+    CHI_TRY(run_batch(b, set + (int64_t)s * r->n, asks ? asks + (int64_t)s * b->n : NULL, m));
   }
 out:
-  chi_free(b.rows);
-  chi_free(b.value);
+  chi_free(b->rows);
+  chi_free(b->tokens);
+  chi_free(b->value);
+  return rc;
+}
+
+int chi_remove_of(chi_remover *const *r, int n, chi_removal how, const uint8_t *set, const uint8_t *asks,
+                  int32_t n_sets, double *logp, chi_err *err) {
+  int rc = 0;
+  bool together = true;
+  double *one = NULL;
+  uint8_t *wants = NULL;
+  for (int k = 0; k < n; k++) {
+    if (!chi_removal_possible(r[k], how))
+      return chi_fail(err, CHI_ERR_UNSUPPORTED, "removal by %s: this model's picture rows are no patches on a grid",
+                      chi_removal_name[how]);
+    if (r[k]->n != r[0]->n)
+      return chi_fail(err, CHI_ERR_ARG, "removal: pictures of %d and of %d patches", r[0]->n, r[k]->n);
+    together = together && same_picture(r[0], r[k]);
+  }
+  for (int64_t i = 0; i < (int64_t)n_sets * n; i++) logp[i] = NAN;
+  if (together) return remove_together(&(batch){.r = r, .n = n, .how = how, .err = err}, set, asks, n_sets, logp);
+  one = chi_calloc((size_t)n_sets, sizeof *one, err);
+  wants = chi_calloc((size_t)n_sets, 1, err);
+  CHI_TRY(one && wants ? 0 : CHI_ERR_MEMORY);
+  for (int k = 0; k < n; k++) {
+    for (int32_t s = 0; s < n_sets; s++) wants[s] = !asks || asks[(int64_t)s * n + k];
+    CHI_TRY(chi_remove_of(r + k, 1, how, set, wants, n_sets, one, err));
+    for (int32_t s = 0; s < n_sets; s++) logp[(int64_t)s * n + k] = one[s];
+  }
+out:
+  chi_free(one);
+  chi_free(wants);
+  return rc;
+}
+
+int chi_remove(chi_remover *r, chi_removal how, const uint8_t *set, int32_t n_sets, double *logp, chi_err *err) {
+  return chi_remove_of(&r, 1, how, set, NULL, n_sets, logp, err);
+}
+
+/* ---- each patch alone ------------------------------------------------------------------------------------- */
+static int remove_singles(chi_remover *const *r, int n, chi_removal how, double *logp, chi_err *err) {
+  int32_t m = r[0]->n;
+  uint8_t *set = chi_calloc((size_t)m * (size_t)m, 1, err);
+  if (!set) return CHI_ERR_MEMORY;
+  for (int32_t i = 0; i < m; i++) set[(int64_t)i * m + i] = 1;
+  int rc = chi_remove_of(r, n, how, set, NULL, m, logp, err);
+  chi_free(set);
   return rc;
 }
 
 int chi_remove_each(chi_remover *r, chi_removal how, double *logp, chi_err *err) {
-  uint8_t *set = chi_calloc((size_t)r->n * (size_t)r->n, 1, err);
-  if (!set) return CHI_ERR_MEMORY;
-  for (int32_t i = 0; i < r->n; i++) set[(int64_t)i * r->n + i] = 1;
-  int rc = chi_remove(r, how, set, r->n, logp, err);
-  chi_free(set);
+  if (!r->each[how]) return remove_singles(&r, 1, how, logp, err);
+  memcpy(logp, r->each[how], (size_t)r->n * sizeof *logp);
+  return 0;
+}
+
+int chi_remove_each_of(chi_remover *const *r, int n, chi_removal how, chi_err *err) {
+  int rc = 0;
+  size_t m = n > 0 ? (size_t)r[0]->n : 0;
+  if (n == 0) return 0;
+  double *logp = chi_calloc(m * (size_t)n, sizeof *logp, err);
+  CHI_TRY(logp ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(remove_singles(r, n, how, logp, err));
+  for (int k = 0; k < n; k++) {
+    double *own = chi_arena_array(&r[k]->arena, m, sizeof *own, err);
+    CHI_TRY(own ? 0 : CHI_ERR_MEMORY);
+    for (size_t i = 0; i < m; i++) own[i] = logp[i * (size_t)n + (size_t)k];
+    r[k]->each[how] = own;
+  }
+out:
+  chi_free(logp);
   return rc;
 }

@@ -35,6 +35,7 @@ typedef struct chi_remover {
   chi_metrics clean;
   float *visual;   /* [n][d]: the vectors as they enter the decoder */
   float *fill[CHI_REMOVALS]; /* what vectors (mean: one row) and pixels are replaced by; made when first needed */
+  double *each[CHI_REMOVALS]; /* [n]: each patch alone, where chi_remove_each_of was asked; else NULL */
   uint64_t seed;
   size_t mem;
   const char *what; /* progress label, NULL = silent */
@@ -52,6 +53,15 @@ bool chi_removal_possible(const chi_remover *r, chi_removal how);
 int chi_remove(chi_remover *r, chi_removal how, const uint8_t *set, int32_t n_sets, double *logp, chi_err *err);
 /* The same, each patch alone. logp [n] */
 int chi_remove_each(chi_remover *r, chi_removal how, double *logp, chi_err *err);
+
+/* The same for several questions about one picture: the tower and the rows up to the picture's last one are run once for
+ * each set, not once for each question. asks [n_sets][n]: 1 = question k wants it; NULL = all do. logp [n_sets][n], NaN where
+ * it was not asked for. Every number is that of chi_remove, to the bit. Prompts that differ before the end of the picture
+ * (or removers of other models, seeds, pictures) share nothing and are done one by one. */
+int chi_remove_of(chi_remover *const *r, int n, chi_removal how, const uint8_t *set, const uint8_t *asks, int32_t n_sets,
+                  double *logp, chi_err *err);
+/* Each patch alone, kept in every remover: what chi_remove_each then gives. */
+int chi_remove_each_of(chi_remover *const *r, int n, chi_removal how, chi_err *err);
 /* One row that vectors are replaced by under MEAN. Borrowed. */
 int chi_remover_mean(chi_remover *r, const float **mean, chi_err *err);
 

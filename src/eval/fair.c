@@ -13,12 +13,10 @@ const double chi_fair_share[CHI_FAIR_SHARES] = {0, 0.05, 0.1, 0.2, 0.5, 1};
 typedef struct asked {
   chi_prompt *p;
   chi_explain *e, *shuffled;
-  double *cover;                /* [n] */
-  uint8_t *in;                  /* [n] */
-  double **map;                 /* [n_which][n], NULL = not made */
-  double *random_rank;          /* [n_which] */
-  double ends[CHI_REMOVALS][2]; /* log p(answer) with nothing and with everything removed: the same for every map */
-  bool has_ends[CHI_REMOVALS];
+  double *cover;       /* [n] */
+  uint8_t *in;         /* [n] */
+  double **map;        /* [n_which][n], NULL = not made */
+  double *random_rank; /* [n_which] */
 } asked;
 
 typedef struct work {
@@ -101,17 +99,45 @@ out:
 }
 
 /* ---- maps and scores -------------------------------------------------------------------------------------- */
+static int open_shuffled(const work *w, asked *q, chi_err *err) {
+  chi_explain_opts eo = w->o->explain;
+  eo.target = q->e->opts.target;
+  return w->o->shuffled ? chi_explain_open(&q->shuffled, w->o->shuffled, q->p, &eo, err) : 0;
+}
+
+/* What the maps of the right questions have in common, of the model and of the shuffled one. A failure is none yet:
+ * each question then meets it alone. */
+static int share(const work *w, const asked *q, const chi_fair_result *r, int n, chi_err *err) {
+  int rc = 0;
+  chi_explain **e = chi_calloc((size_t)n, sizeof *e, err);
+  if (!e) return CHI_ERR_MEMORY;
+  for (int shuffled = 0; shuffled < 2; shuffled++) {
+    int m = 0;
+    chi_err why = {0};
+    for (int i = 0; i < n; i++) {
+      chi_explain *x = shuffled ? q[i].shuffled : q[i].e;
+      if (x && r[i].right && !*r[i].problem) e[m++] = x;
+    }
+    rc = m > 1 ? chi_explain_share(e, m, w->o->which, w->o->n_which, w->o->not_now, &why) : 0;
+    if (rc == CHI_ERR_MEMORY || rc == CHI_ERR_CANCELLED) {
+      chi_fail(err, rc, "%s", why.text);
+      goto out;
+    }
+    rc = 0;
+  }
+out:
+  chi_free(e);
+  return rc;
+}
+
 static int make_maps(const work *w, asked *q, chi_err *err) {
   int rc = 0;
   size_t n = (size_t)q->e->n;
   const chi_fair_opts *o = w->o;
-  chi_explain_opts eo = o->explain;
   double *other = chi_arena_array(w->arena, n, sizeof *other, err);
   q->map = chi_arena_array(w->arena, (size_t)o->n_which, sizeof *q->map, err);
   q->random_rank = chi_arena_array(w->arena, (size_t)o->n_which, sizeof *q->random_rank, err);
   CHI_TRY(other && q->map && q->random_rank ? 0 : CHI_ERR_MEMORY);
-  eo.target = q->e->opts.target;
-  if (o->shuffled) CHI_TRY(chi_explain_open(&q->shuffled, o->shuffled, q->p, &eo, err));
   for (int k = 0; k < o->n_which; k++) {
     chi_err why = {0};
     double *map = chi_arena_array(w->arena, n, sizeof *map, err);
@@ -134,52 +160,6 @@ out:
   return rc;
 }
 
-static int find_ends(asked *q, int how, chi_err *err) {
-  int rc = 0;
-  if (q->has_ends[how]) return 0;
-  uint8_t *set = chi_calloc((size_t)q->e->n, 1, err);
-  CHI_TRY(set ? 0 : CHI_ERR_MEMORY);
-  memset(set, 1, (size_t)q->e->n);
-  q->ends[how][0] = q->e->remover->clean.logp;
-  CHI_TRY(chi_remove(q->e->remover, (chi_removal)how, set, 1, &q->ends[how][1], err));
-  q->has_ends[how] = true;
-out:
-  chi_free(set);
-  return rc;
-}
-
-/* p(answer) along an order under one way of removing, highest first away and highest first back. */
-static int curves(const work *w, asked *q, const double *map, int how, chi_fair_score *s, chi_err *err) {
-  enum { kInner = CHI_FAIR_SHARES - 2 };
-  int rc = 0;
-  int32_t n = q->e->n, *order = chi_calloc((size_t)n, sizeof *order, err);
-  uint8_t *set = chi_calloc(2 * kInner * (size_t)n, 1, err);
-  double logp[2 * kInner];
-  CHI_TRY(order && set ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(find_ends(q, how, err));
-  CHI_TRY(chi_map_order(order, map, n, w->o->explain.seed, err));
-  for (int k = 0; k < kInner; k++) {
-    int32_t away = (int32_t)lround(chi_fair_share[k + 1] * n);
-    for (int32_t i = 0; i < n; i++) {
-      set[(int64_t)k * n + order[i]] = i < away;
-      set[(int64_t)(kInner + k) * n + order[i]] = i >= away;
-    }
-  }
-  CHI_TRY(chi_remove(q->e->remover, (chi_removal)how, set, 2 * kInner, logp, err));
-  for (int b = 0; b < 2; b++) {
-    double *p = s->curve[b][how];
-    p[0] = chi_exp64(q->ends[how][b]);
-    for (int k = 0; k < kInner; k++) p[k + 1] = chi_exp64(logp[b * kInner + k]);
-    p[CHI_FAIR_SHARES - 1] = chi_exp64(q->ends[how][!b]);
-  }
-  s->deletion[how] = chi_curve_area(chi_fair_share, s->curve[0][how], CHI_FAIR_SHARES);
-  s->insertion[how] = chi_curve_area(chi_fair_share, s->curve[1][how], CHI_FAIR_SHARES);
-out:
-  chi_free(order);
-  chi_free(set);
-  return rc;
-}
-
 static void no_score(chi_fair_score *s) {
   *s = (chi_fair_score){
       .pointing = NAN, .precision = NAN, .auprc = NAN, .switch_gain = NAN, .switch_rank = NAN, .shuffled_rank = NAN};
@@ -190,7 +170,7 @@ static void no_score(chi_fair_score *s) {
 }
 
 /* other: maps of another question about the same picture, or NULL. */
-static int score(const work *w, asked *q, const asked *other, chi_fair_result *r, chi_err *err) {
+static int score(const work *w, const asked *q, const asked *other, chi_fair_result *r, chi_err *err) {
   int rc = 0;
   const chi_fair_opts *o = w->o;
   int32_t n = q->e->n;
@@ -213,10 +193,113 @@ static int score(const work *w, asked *q, const asked *other, chi_fair_result *r
       s->switch_gain = s->auprc - chi_map_auprc(moved, q->in, n);
       s->switch_rank = chi_map_spearman(map, moved, n);
     }
-    for (int how = 0; how < CHI_REMOVALS; how++)
-      if (o->by[how] && !o->no_curves && (mask || !(o->which[k]->uses >> how & 1u)) &&
-          chi_removal_possible(q->e->remover, (chi_removal)how))
-        CHI_TRY(curves(w, q, map, how, s, err));
+  }
+out:
+  return rc;
+}
+
+/* ---- deletion and insertion ------------------------------------------------------------------------------- */
+/* Sets of patches that the curves of one picture need under one way of removing. Many maps begin with the same patches,
+ * and some have the same order for every question: no set is there twice. */
+enum { kInner = CHI_FAIR_SHARES - 2 };
+typedef struct curves {
+  const asked *const *q; /* [n]: questions with scores */
+  chi_fair_result *const *r;
+  int n;
+  chi_removal how;
+  uint8_t *set, *asks; /* [n_sets][patches], [n_sets][n] */
+  int32_t n_sets;
+  int32_t *at;  /* [n][n_which + 1][2][kInner]: sets of a map's curves, -1 = the map has none */
+  double *logp; /* [n_sets][n] */
+} curves;
+
+static int32_t place(curves *c, const uint8_t *one, int q) {
+  size_t n = (size_t)c->q[0]->e->n;
+  int32_t s = 0;
+  while (s < c->n_sets && memcmp(c->set + (size_t)s * n, one, n) != 0) s++;
+  if (s == c->n_sets) memcpy(c->set + (size_t)c->n_sets++ * n, one, n);
+  c->asks[(int64_t)s * c->n + q] = 1;
+  return s;
+}
+
+/* Highest first away, highest first back; set 0 is the whole picture away. */
+static int curve_sets(const work *w, curves *c, int q, int k, uint8_t *one, int32_t *order, chi_err *err) {
+  int rc = 0;
+  const chi_fair_opts *o = w->o;
+  const asked *x = c->q[q];
+  bool mask = k == o->n_which;
+  int32_t n = x->e->n, *at = c->at + ((int64_t)q * (o->n_which + 1) + k) * 2 * kInner;
+  const double *map = mask ? x->cover : x->map[k];
+  at[0] = -1;
+  if (!map || (!mask && (o->which[k]->uses >> c->how & 1u))) return 0;
+  CHI_TRY(chi_map_order(order, map, n, o->explain.seed, err));
+  for (int back = 0; back < 2; back++)
+    for (int j = 0; j < kInner; j++) {
+      int32_t away = (int32_t)lround(chi_fair_share[j + 1] * n);
+      for (int32_t i = 0; i < n; i++) one[order[i]] = back ? i >= away : i < away;
+      at[back * kInner + j] = place(c, one, q);
+    }
+  memset(one, 1, (size_t)n);
+  place(c, one, q);
+out:
+  return rc;
+}
+
+static void fill_curves(const work *w, const curves *c, int q, int k) {
+  const int32_t *at = c->at + ((int64_t)q * (w->o->n_which + 1) + k) * 2 * kInner;
+  chi_fair_score *s = &c->r[q]->score[k];
+  double ends[2] = {c->q[q]->e->remover->clean.logp, c->logp[q]};
+  if (at[0] < 0) return;
+  for (int b = 0; b < 2; b++) {
+    double *p = s->curve[b][c->how];
+    p[0] = chi_exp64(ends[b]);
+    for (int j = 0; j < kInner; j++) p[j + 1] = chi_exp64(c->logp[(int64_t)at[b * kInner + j] * c->n + q]);
+    p[CHI_FAIR_SHARES - 1] = chi_exp64(ends[!b]);
+  }
+  s->deletion[c->how] = chi_curve_area(chi_fair_share, s->curve[0][c->how], CHI_FAIR_SHARES);
+  s->insertion[c->how] = chi_curve_area(chi_fair_share, s->curve[1][c->how], CHI_FAIR_SHARES);
+}
+
+/* All maps of all questions under one way of removing, in one sweep. */
+static int make_curves(const work *w, curves *c, chi_err *err) {
+  int rc = 0, maps = w->o->n_which + 1;
+  size_t n = (size_t)c->q[0]->e->n, most = (size_t)c->n * (size_t)maps * 2 * kInner + 1;
+  chi_arena tmp = {0};
+  chi_remover **r = chi_arena_array(&tmp, (size_t)c->n, sizeof *r, err);
+  uint8_t *one = chi_arena_array(&tmp, n, 1, err);
+  int32_t *order = chi_arena_array(&tmp, n, sizeof *order, err);
+  c->set = chi_arena_array(&tmp, most * n, 1, err);
+  c->asks = chi_arena_array(&tmp, most * (size_t)c->n, 1, err);
+  c->at = chi_arena_array(&tmp, most, sizeof *c->at, err);
+  c->logp = chi_arena_array(&tmp, most * (size_t)c->n, sizeof *c->logp, err);
+  CHI_TRY(r && one && order && c->set && c->asks && c->at && c->logp ? 0 : CHI_ERR_MEMORY);
+  memset(c->set, 1, n);
+  c->n_sets = 1;
+  for (int i = 0; i < c->n; i++) {
+    r[i] = c->q[i]->e->remover;
+    for (int k = 0; k < maps; k++) CHI_TRY(curve_sets(w, c, i, k, one, order, err));
+  }
+  CHI_TRY(chi_remove_of(r, c->n, c->how, c->set, c->asks, c->n_sets, c->logp, err));
+  for (int i = 0; i < c->n; i++)
+    for (int k = 0; k < maps; k++) fill_curves(w, c, i, k);
+out:
+  chi_arena_free(&tmp);
+  return rc;
+}
+
+/* Of all questions that have scores. */
+static int all_curves(const work *w, const asked *q, chi_fair_result *r, int n, chi_err *err) {
+  int rc = 0;
+  curves c = {0};
+  const asked **of = chi_arena_array(w->arena, (size_t)n, sizeof *of, err);
+  chi_fair_result **to = chi_arena_array(w->arena, (size_t)n, sizeof *to, err);
+  CHI_TRY(of && to ? 0 : CHI_ERR_MEMORY);
+  for (int i = 0; i < n; i++)
+    if (r[i].score) of[c.n] = &q[i], to[c.n++] = &r[i];
+  c.q = of, c.r = to;
+  for (int how = 0; how < CHI_REMOVALS && c.n > 0 && !w->o->no_curves; how++) {
+    c.how = (chi_removal)how;
+    if (w->o->by[how] && chi_removal_possible(of[0]->e->remover, c.how)) CHI_TRY(make_curves(w, &c, err));
   }
 out:
   return rc;
@@ -242,13 +325,21 @@ static int item_failed(chi_fair_result *r, int rc, const chi_err *why, chi_err *
 int chi_fair_picture(chi_fair_result *result, const chi_model *m, const char *image, const chi_fair_ask *ask, int n,
                      const chi_fair_opts *o, chi_arena *a, chi_err *err) {
   int rc = 0;
+  chi_err curve_why = {0};
   work w = {.m = m, .o = o, .arena = a, .image = image};
   asked *q = chi_calloc((size_t)n, sizeof *q, err);
   CHI_TRY(q ? 0 : CHI_ERR_MEMORY);
   for (int i = 0; i < n; i++) {
     chi_err why = {0};
     rc = open_asked(&w, &ask[i], &q[i], &result[i], &why);
-    if (rc == 0 && result[i].right) rc = make_maps(&w, &q[i], &why);
+    if (rc == 0 && result[i].right) rc = open_shuffled(&w, &q[i], &why);
+    if (rc) CHI_TRY(item_failed(&result[i], rc, &why, err));
+  }
+  CHI_TRY(share(&w, q, result, n, err));
+  for (int i = 0; i < n; i++) {
+    chi_err why = {0};
+    if (!result[i].right || *result[i].problem) continue;
+    rc = make_maps(&w, &q[i], &why);
     if (rc) {
       q[i].map = NULL;
       CHI_TRY(item_failed(&result[i], rc, &why, err));
@@ -260,6 +351,9 @@ int chi_fair_picture(chi_fair_result *result, const chi_model *m, const char *im
     rc = score(&w, &q[i], another(q, i, n), &result[i], &why);
     if (rc) CHI_TRY(item_failed(&result[i], rc, &why, err));
   }
+  int failed = all_curves(&w, q, result, n, &curve_why);
+  for (int i = 0; i < n && failed; i++)
+    if (result[i].score) CHI_TRY(item_failed(&result[i], failed, &curve_why, err));
 out:
   for (int i = 0; q && i < n; i++) close_asked(&q[i]);
   chi_free(q);

@@ -179,6 +179,22 @@ int chii_explain_remove(chi_explain *e, const chi_explainer *x, double *map, chi
   return rc;
 }
 
+int chi_explain_share(chi_explain *const *e, int n, const chi_explainer *const *which, int n_which, const bool *skip,
+                      chi_err *err) {
+  int rc = 0;
+  chi_remover **r = chi_calloc((size_t)n, sizeof *r, err);
+  if (!r) return CHI_ERR_MEMORY;
+  for (int i = 0; i < n; i++) r[i] = e[i]->remover;
+  for (int k = 0; k < n_which && n > 0; k++) {
+    if ((skip && skip[k]) || which[k]->run != chii_explain_remove) continue;
+    chi_removal how = (chi_removal)which[k]->arg;
+    if (chi_removal_possible(r[0], how)) CHI_TRY(chi_remove_each_of(r, n, how, err));
+  }
+out:
+  chi_free(r);
+  return rc;
+}
+
 /* ---- baselines -------------------------------------------------------------------------------------------- */
 int chii_explain_random(chi_explain *e, const chi_explainer *x, double *map, chi_err *err) {
   (void)x, (void)err;
