@@ -58,6 +58,10 @@ static void put_item(chi_store *s, int e, int f) {
   add_curve("contributions/item/words>last/mean", 5, i, 6, right ? 1.0f : 0.2f, 0.1f);
   add_curve("contributions/item/words>last/even", 11, i, 9, 2.0f, 0.5f);
   add_curve("contributions/item/image>words/mean", 6, i, 2, 1.0f, 0.1f);
+  add_curve("contributions/item/image>words/late", 12, i, 2, 0, 0.03f);
+  add_curve("contributions/item/image>words/late_even", 13, i, 2, 0, 0.05f);
+  add_curve("contributions/item/image>words/late_rolled", 14, i, 2, 0, 0.12f);
+  add_curve("contributions/item/image>words/late_rolled_even", 15, i, 2, 0, 0.07f);
   add_curve("knockout/item/constraint:last/w3/own", 7, i, 6, -0.3f, 0);
   add_curve("knockout/item/constraint:last/w3/control", 8, i, 6, 0, 0);
   float rank[L + 1], answer[L + 1], other[L + 1], state[(L + 1) * D];
@@ -144,6 +148,9 @@ static void claims_tell_what_was_planted(void **state) {
   expect(r, "T1", "contribution", 6, 0, "found");
   expect(r, "T1", "values alone", 9, 0, "");
   expect(r, "T1", "over the values' norm", 6, 0, "");
+  expect(r, "T5", "share of the last patches less that by values alone", -0.02, 0.01, "not found");
+  expect(r, "T5", "picture rolled by a random number of rows", 0.12, 0.01, "");
+  expect(r, "T5", "picture rolled: share of the last patches less that by values alone", 0.05, 0.01, "");
   expect(r, "T4", "picture to words less words", -1.7, 0.6, "found");
   expect(r, "T3", "constraint:last cut at layer 6", 0.3, 0.01, "found");
   expect(r, "T6", "less that of the answer at the last token; right", -5, 0, "found");

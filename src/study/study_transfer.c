@@ -39,6 +39,8 @@ static int put_controls(chi_study_job *j, const chi_contributions *c, const char
     CHI_TRY(put_layers(j, c->control[k], way, name, late_share, err));
     snprintf(name, sizeof name, "late_%s_content", chi_contrib_control_name[k]);
     CHI_TRY(put_layers(j, c->control[k], way, name, chi_contrib_late_content, err));
+    snprintf(name, sizeof name, "late_%s_even", chi_contrib_control_name[k]);
+    CHI_TRY(put_layers(j, c->control[k], way, name, late_even, err));
   }
 out:
   return rc;
