@@ -99,8 +99,9 @@ static void test_tile(void **state) {
       soft_row_bf16(packed + r * KP, x[r], K, KP);
     }
     chi_interleave(columns, CHI_AMX_ROWS, left, rows, K, true);
-    soft_tile_bf16(rows, KP, packed, KP, panel, got, LDC, mode);
-    chi_kernels_portable.tile_bf16(rows, KP, columns, CHI_AMX_ROWS, panel, want, LDC, mode);
+    soft_tile_bf16(rows, KP, packed, KP, panel, got, LDC, mode, &(chi_ahead){.at = (const char *)panel, .tiles = 1});
+    chi_kernels_portable.tile_bf16(rows, KP, columns, CHI_AMX_ROWS, panel, want, LDC, mode,
+                                   &(chi_ahead){.at = (const char *)panel, .tiles = 1});
     assert_memory_equal(got, want, sizeof got); /* nothing outside the tile is touched either */
   }
   chi_fp_end(saved);

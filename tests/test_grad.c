@@ -148,7 +148,7 @@ static void test_sites(void **state) {
     int vision = seed % 3 == 0;
     if (make(&s, seed, vision)) {
       const chi_shape *shape = &s.net.net.shape;
-      assert_works(chi_grad_open(&g, &s.net.net, &s.in, 1, 0, 0, vision, err));
+      assert_works(chi_grad_open(&g, &s.net.net, &s.in, 1, NULL, 0, vision, err));
       for (size_t k = 0; k < sizeof kSites / sizeof *kSites; k++) {
         int layer = rnd_range(&r, 0, shape->stack[CHI_DECODER].layers);
         check_site(&s, g, CHI_DECODER, kSites[k], layer, rnd_range(&r, s.n - 9, s.n), &r);
@@ -184,7 +184,7 @@ static void check_weight(setup *s, chi_stack stack, int layer, chi_weight which,
   chi_grad_weight want = {.stack = stack, .layer = layer, .which = which, .out = grad};
   chi_grad_step st = {
       .loss_rows = s->loss_rows, .n_loss = 2, .loss = chi_loss_nll, .ud = &s->nll, .weights = &want, .n_weights = 1};
-  assert_works(chi_grad_open(&g, &s->net.net, &s->in, 1, 0, 0, s->vision, err));
+  assert_works(chi_grad_open(&g, &s->net.net, &s->in, 1, NULL, 0, s->vision, err));
   assert_works(chi_grad_run(g, &st, &loss, err));
   chi_grad_close(g);
   chi_mat_read(&l->w, 0, n, w);
@@ -195,7 +195,7 @@ static void check_weight(setup *s, chi_stack stack, int layer, chi_weight which,
     for (int k2 = 0; k2 < 2; k2++) {
       for (int64_t i = 0; i < n * k; i++) moved[i] = w[i] + (float)(k2 ? -h : h) * dir[i];
       assert_works(chi_mat_pack(&l->w, moved, CHI_F32, n, k, k, CHI_COMPUTE_F32, err));
-      assert_works(chi_grad_open(&g, &s->net.net, &s->in, 1, 0, 0, s->vision, err));
+      assert_works(chi_grad_open(&g, &s->net.net, &s->in, 1, NULL, 0, s->vision, err));
       side[k2] = loss_of(s, g, NULL, 0);
       chi_grad_close(g);
       chi_mat_free(&l->w);
@@ -282,10 +282,10 @@ static void test_suffix(void **state) {
                           .sites = &want,
                           .n_sites = 1};
       double la, lb;
-      assert_works(chi_grad_open(&whole, &s.net.net, &s.in, 1, 0, 0, false, err));
+      assert_works(chi_grad_open(&whole, &s.net.net, &s.in, 1, NULL, 0, false, err));
       assert_works(chi_grad_run(whole, &st, &la, err));
       want.out = b;
-      assert_works(chi_grad_open(&part, &s.net.net, &s.in, 1, row, layer, false, err));
+      assert_works(chi_grad_open(&part, &s.net.net, &s.in, 1, &row, layer, false, err));
       assert_works(chi_grad_run(part, &st, &lb, err));
       if (la != lb)
         fail_msg("%s: loss %.9g from the start, %.9g from layer %d row %d", randnet_name(&s.net), la, lb, layer, row);
@@ -314,7 +314,7 @@ static void test_several(void **state) {
       float *alone = calloc((size_t)w, sizeof *alone), *together = calloc((size_t)(w * N), sizeof *together);
       float *v = calloc((size_t)w, sizeof *v);
       for (int64_t k = 0; k < w; k++) v[k] = rnd_normal(&r);
-      int32_t tokens[N][200], base = 0, row[N], rows[N], loss_rows[N], target[N], first = s.n;
+      int32_t tokens[N][200], base = 0, row[N], rows[N], loss_rows[N], target[N];
       chi_input in[N];
       for (int i = 0; i < N; i++) {
         in[i] = s.in;
@@ -324,7 +324,6 @@ static void test_several(void **state) {
         in[i].tokens = tokens[i];
         if (i == 3 && s.vision && seed % 4 == 0) in[i].pixels = s.net.pixels[1];
         row[i] = in[i].n_rows - 3 - i % 2;
-        if (row[i] < first) first = row[i];
         rows[i] = base + row[i];
         loss_rows[i] = base + in[i].n_rows - 1;
         target[i] = rnd_range(&r, 0, RANDNET_VOCAB);
@@ -353,7 +352,7 @@ static void test_several(void **state) {
                           .n_sites = 1};
       chi_grad *g = NULL;
       double all, sum = 0, loss;
-      assert_works(chi_grad_open(&g, &s.net.net, in, N, first, layer, false, err));
+      assert_works(chi_grad_open(&g, &s.net.net, in, N, row, layer, false, err));
       assert_works(chi_grad_run(g, &st, &all, err));
       assert_works(chi_grad_run(g, &st, &all, err)); /* a second step finds what the first one found */
       chi_grad_close(g);
@@ -364,7 +363,7 @@ static void test_several(void **state) {
         want.out = alone;
         st.loss_rows = &last;
         nll.token = &target[i];
-        assert_works(chi_grad_open(&g, &s.net.net, &in[i], 1, row[i], layer, false, err));
+        assert_works(chi_grad_open(&g, &s.net.net, &in[i], 1, &row[i], layer, false, err));
         assert_works(chi_grad_run(g, &st, &loss, err));
         chi_grad_close(g);
         sum += loss;
@@ -401,8 +400,8 @@ static void test_refusals(void **state) {
   setup s;
   chi_grad *g = NULL;
   make(&s, 1, 0);
-  assert_fails(chi_grad_open(&g, &s.net.net, &s.in, 1, s.n, 0, false, err), CHI_ERR_ARG, "not within the input");
-  assert_works(chi_grad_open(&g, &s.net.net, &s.in, 1, 2, 0, false, err));
+  assert_fails(chi_grad_open(&g, &s.net.net, &s.in, 1, &s.n, 0, false, err), CHI_ERR_ARG, "not within the input");
+  assert_works(chi_grad_open(&g, &s.net.net, &s.in, 1, &(int32_t){2}, 0, false, err));
   int32_t row = 1;
   double loss;
   chi_intervention iv = {

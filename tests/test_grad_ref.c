@@ -138,7 +138,7 @@ static double check_family(const char *name, wanted *w, int n, double want_loss)
                         .n_sites = n_sites,
                         .weights = weight,
                         .n_weights = n_weights};
-  assert_works(chi_grad_open(&g, &m->net, &in, 1, 0, 0, in.pixels != NULL, err));
+  assert_works(chi_grad_open(&g, &m->net, &in, 1, NULL, 0, in.pixels != NULL, err));
   assert_works(chi_grad_run(g, &step, &loss, err));
   if (!(fabs(loss - want_loss) <= 1e-4 * want_loss)) fail_msg("%s: loss %.7f, torch %.7f", name, loss, want_loss);
   for (int i = 0; i < n; i++) {

@@ -86,14 +86,16 @@ def edit(o, kept):
     ask = ("ask", o.model, o.picture, o.text.replace("[", "").replace("]", ""), "--max-new")
     load = chiasm(o, *ask, 1)[0]
     asked, _, _ = chiasm(o, *ask, 24)
-    one = kept["attribute"][0]["median_seconds"] if "attribute" in kept else None
+    if "attribute" in kept:
+        one = kept["attribute"][0]["median_seconds"]
+    else:
+        one = chiasm(o, "bench", "prefill", o.model, "--rows", 606, "--runs", o.runs)[2]["rows"][0]["median_seconds"]
     with tempfile.TemporaryDirectory() as tmp:
         t, gb, j = chiasm(o, "edit", o.model, o.picture, o.text, "--target", o.words, "-o", pathlib.Path(tmp) / "x.delta")
     kept["edit"] = {"seconds": t, "gb": gb, "ask": load, "ask_24": asked, "steps": j["fit"]["steps"]}
     print(f"  ask, 1 token: {load:.2f} s; 24 tokens: {asked:.2f} s; edit of {j['fit']['steps']} steps with its two answers: {t:.2f} s",
           flush=True)
-    if one is None:
-        return
+    print(f"  forward pass: {one:.2f} s", flush=True)
     start = load - one
     passes, bare = (t - start) / one, (t - start - 2 * (asked - start) - 2 * one) / one  # p(target) is a pass of its own
     say(f"one MultEdit of {j['fit']['steps']} steps", f"{bare:.1f} forward passes, {passes:.1f} with the answers before and after",

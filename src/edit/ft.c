@@ -104,7 +104,7 @@ static int train(work *w, chi_err *err) {
   chi_grad_step run = {
       .loss_rows = rows, .n_loss = r->n_target, .loss = chi_loss_nll, .ud = &nll, .weights = want, .n_weights = w->n};
   /* Every row sees the weight, so only what lies below its layer is constant. */
-  CHI_TRY(chi_grad_open(&g, &j->m->net, &in, 1, 0, vision ? 0 : j->layer_lo, vision, err));
+  CHI_TRY(chi_grad_open(&g, &j->m->net, &in, 1, NULL, vision ? 0 : j->layer_lo, vision, err));
   for (int i = 0; i < (int)j->h.steps; i++) {
     CHI_TRY(chi_progress("editing", i, (int)j->h.steps, err));
     for (int k = 0; k < w->n; k++) memset(w->list[k].grad, 0, (size_t)w->list[k].count * sizeof(float));

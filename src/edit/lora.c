@@ -102,7 +102,7 @@ static int train(work *w, chi_err *err) {
                         .ud = &nll,
                         .weights = want,
                         .n_weights = w->layers};
-  CHI_TRY(chi_grad_open(&g, &j->m->net, &in, 1, 0, j->layer_lo, false, err));
+  CHI_TRY(chi_grad_open(&g, &j->m->net, &in, 1, NULL, j->layer_lo, false, err));
   for (int s = 0; s < (int)j->h.steps; s++) {
     CHI_TRY(chi_progress("editing", s, (int)j->h.steps, err));
     for (int i = 0; i < w->layers; i++) memset(w->list[i].grad, 0, (size_t)(w->n * w->k) * sizeof(float));

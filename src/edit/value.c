@@ -90,7 +90,8 @@ typedef struct value_job {
   chi_grad *g;
   served *s; /* the bare prompt, contexts, and last the kl prompt if there is one */
   chi_input *in;
-  int32_t *rows, *loss_rows; /* [n] edited rows; loss rows of all prompts: both counted through the inputs */
+  int32_t *first;            /* [n] edited rows, which are the first live ones */
+  int32_t *rows, *loss_rows; /* [n] the same, and loss rows of all prompts: both counted through the inputs */
   int32_t n, n_loss;
   bool has_kl;
   kl_loss kl;
@@ -143,7 +144,9 @@ static int add_prompt(value_job *j, const chi_prompt *p, int32_t row, const chi_
     if (rc) return rc;
   } else {
     j->in[k] = chi_prompt_input(p);
+    j->in[k].n_rows = row + 1; /* nothing behind it is asked for */
   }
+  j->first[k] = row;
   j->rows[k] = base + row;
   for (int32_t i = 0; i < n; i++) j->loss_rows[j->n_loss++] = base + (r ? p->n_rows - 1 + i : row);
   j->n++;
@@ -155,27 +158,25 @@ static int open_job(value_job *j, chi_err *err) {
   const chi_request *r = j->req;
   size_t most = r->n_context + 2;
   int64_t d = j->net->decoder.spec.d;
-  int32_t first = r->row;
   j->s = chi_arena_array(&j->arena, most, sizeof *j->s, err);
   j->in = chi_arena_array(&j->arena, most, sizeof *j->in, err);
+  j->first = chi_arena_array(&j->arena, most, sizeof *j->first, err);
   j->rows = chi_arena_array(&j->arena, most, sizeof *j->rows, err);
   j->loss_rows = chi_arena_array(&j->arena, most * (size_t)r->n_target, sizeof *j->loss_rows, err);
   j->grad = chi_arena_array(&j->arena, most * (size_t)d, sizeof *j->grad, err);
   j->sum = chi_arena_array(&j->arena, (size_t)d, sizeof *j->sum, err);
   j->kl.init = chi_arena_array(&j->arena, (size_t)j->net->decoder.vocab, sizeof *j->kl.init, err);
-  CHI_TRY(j->s && j->in && j->rows && j->loss_rows && j->grad && j->sum && j->kl.init ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(j->s && j->in && j->first && j->rows && j->loss_rows && j->grad && j->sum && j->kl.init ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(add_prompt(j, r->prompt, r->row, r, err));
   for (size_t i = 0; i < r->n_context; i++) {
-    if (r->context[i].row < first) first = r->context[i].row;
     CHI_TRY(add_prompt(j, r->context[i].prompt, r->context[i].row, r, err));
   }
   if (r->kl.prompt && j->h->kl > 0) {
-    if (r->kl.row < first) first = r->kl.row;
     CHI_TRY(add_prompt(j, r->kl.prompt, r->kl.row, NULL, err));
     j->has_kl = true;
   }
   j->kl.weight = j->h->kl;
-  CHI_TRY(chi_grad_open(&j->g, j->net, j->in, j->n, first, j->layer, false, err));
+  CHI_TRY(chi_grad_open(&j->g, j->net, j->in, j->n, j->first, j->layer, false, err));
 out:
   return rc;
 }

@@ -6,8 +6,10 @@
 
 #include "kernel/table.h"
 
+static const int64_t kAhead = 8192;
 enum {
   K_STEP = 512,                  /* K that all row tiles take past a panel at once: 64 KB of f32, from L1 or L2    */
+  K_SHORT = 128,                 /* the same where only a few rows share a panel: 8 KB of bf16, the tiles' prefetch */
   ROW_BLOCK = 192,               /* a multiple of every mr                                                       */
   A_FLOATS = ROW_BLOCK * K_STEP, /* packed rows of a task, 384 KB: L2 keeps them                  */
   MAX_RUN = 16,                  /* most panels of a task; fewest is 2, below that packing rows would show       */
@@ -57,13 +59,8 @@ static void transpose_panel(const gemm_job *j, void *out, int64_t panel, int64_t
   const chi_mat *w = j->w;
   if (w->compute == CHI_COMPUTE_BF16) {
     int64_t kp = chi_ceil_div(w->k, 32) * 32;
-    bool more = (panel + 1) * 1024 < kp * 32;
-    for (int64_t i0 = 0; i0 < kn; i0 += 32) {
-      const chi_bf16 *block = (const chi_bf16 *)w->data + (k0 + i0) * kp + panel * 1024;
-      /* blocks of one panel of the result lie far apart, its neighbour's beside them: it is turned next */
-      for (int64_t c = 0; more && c < 1024; c += 32) __builtin_prefetch(block + 1024 + c, 0, 2);
-      j->t->turn_bf16((chi_bf16 *)out + i0 * 32, block);
-    }
+    for (int64_t i0 = 0; i0 < kn; i0 += 32)
+      j->t->turn_bf16((chi_bf16 *)out + i0 * 32, (const chi_bf16 *)w->data + (k0 + i0) * kp + panel * 1024);
     return;
   }
   int64_t cols = chi_min64(CHI_PANEL, w->k - panel * CHI_PANEL);
@@ -81,9 +78,20 @@ static void transpose_panel(const gemm_job *j, void *out, int64_t panel, int64_t
   }
 }
 
+/* What bf16 tiles ask for meanwhile. A product: the panel's own weights, kAhead bytes on (more tells little: at M = 4, 4096 x
+ * 4096, none gives 12 GB/s, 2 KB 21, 4 KB 24, 8 KB 39, 16 KB 39 to 45). A transposed one: the same rows of the next panel,
+ * whose blocks lie far apart, where no prefetcher of the hardware finds them. */
+static chi_ahead ahead_of(const gemm_job *j, const char *b, int64_t panel, int64_t k0, int64_t tiles) {
+  int64_t kp = chi_ceil_div(j->w->k, 32) * 32;
+  if (!j->transposed) return (chi_ahead){.at = b + kAhead, .step = 2048, .tiles = 1};
+  if ((panel + 1) * 32 >= kp) return (chi_ahead){.at = b, .step = 2048, .tiles = 1};
+  return (chi_ahead){
+      .at = (const char *)j->w->data + 2 * (k0 * kp + (panel + 1) * 1024), .step = 64 * kp, .tiles = (int)tiles};
+}
+
 /* All row tiles of one block past columns [ks, ks+kn) of a packed chunk that starts at k0. Tile r is at a + r*kp. */
 static void run_panel(const gemm_job *j, const float *a, int64_t lda, int64_t rows, int64_t kp, const char *b,
-                      chi_dtype store, int64_t k0, int64_t ks, int64_t kn, float *c, int64_t ldc) {
+                      chi_dtype store, int64_t k0, int64_t ks, int64_t kn, float *c, int64_t ldc, chi_ahead ahead) {
   const int64_t line = CHI_PANEL * (store == CHI_F32 ? 4 : 2);
   for (int64_t r = 0; r < rows; r += lda) {
     int some = (int)chi_min64(lda, rows - r);
@@ -93,7 +101,8 @@ static void run_panel(const gemm_job *j, const float *a, int64_t lda, int64_t ro
     if (j->w->compute == CHI_COMPUTE_BF16) {
       bool lie = packs_rows(j);
       j->t->tile_bf16(some, chi_ceil_div(kn, 32) * 32, lie ? (const void *)at16 : at, lie ? kp : lda,
-                      (const chi_bf16 *)(const void *)b, ct, ldc, k0 + ks == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
+                      (const chi_bf16 *)(const void *)b, ct, ldc, k0 + ks == 0 ? CHI_TILE_SET : CHI_TILE_ADD, &ahead);
+      if (ahead.tiles > 1) ahead.mine++;
       continue;
     }
     for (int64_t kb = 0; kb < kn; kb += CHI_CHAIN)
@@ -152,6 +161,9 @@ static void gemm_task(void *ud, int64_t i) {
     return;
   }
   float *edge = a + a_len, *made = edge + edge_len; /* the panel that sticks out of y; a transposed or widened panel */
+  /* Two to four tiles: short steps, so that the weights of the next come in while the later tiles multiply. */
+  const bool half = j->w->compute == CHI_COMPUTE_BF16, few = half && rows <= 4 * lda && (rows > lda || j->transposed);
+  const int64_t most = few ? K_SHORT : K_STEP;
   for (int64_t k0 = 0; k0 < j->k; k0 += chunk) {
     int64_t kn = chi_min64(chunk, j->k - k0);
     int64_t kp = j->w->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(kn, 32) * 32 : kn;
@@ -160,11 +172,12 @@ static void gemm_task(void *ud, int64_t i) {
       bool whole = (p + 1) * CHI_PANEL <= j->n;
       float *c = whole ? j->y + r0 * j->ldy + p * CHI_PANEL : edge;
       int64_t ldc = whole ? j->ldy : CHI_PANEL;
-      for (int64_t ks = 0; ks < kn; ks += K_STEP) {
-        int64_t step = chi_min64(K_STEP, kn - ks);
+      for (int64_t ks = 0; ks < kn; ks += most) {
+        int64_t step = chi_min64(most, kn - ks);
         chi_dtype store = j->w->store;
         const char *b = ready_panel(j, made, p, k0 + ks, step, rows > 2 * lda, &store);
-        run_panel(j, a, lda, rows, kp, b, store, k0, ks, step, c, ldc);
+        run_panel(j, a, lda, rows, kp, b, store, k0, ks, step, c, ldc,
+                  ahead_of(j, b, p, k0 + ks, chi_ceil_div(rows, lda)));
       }
       if (k0 + kn == j->k) finish_panel(j, p, r0, rows, c, ldc);
     }

@@ -47,7 +47,8 @@ static void tile_f32_bf16(int rows, int64_t k, const float *a, int64_t lda, cons
 }
 
 static void tile_bf16(int rows, int64_t k, const void *left, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
-                      chi_tile_mode mode) {
+                      chi_tile_mode mode, const chi_ahead *ahead) {
+  (void)ahead;
   const float *a = left;
   for (int r = 0; r < rows; r++)
     for (int n = 0; n < CHI_PANEL; n++) {

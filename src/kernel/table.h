@@ -22,11 +22,21 @@ typedef enum chi_tile_mode {
  * of the slot that the function sits in. */
 typedef void (*chi_tile_f32_fn)(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
                                 int64_t ldc, chi_tile_mode mode);
+/* Memory that a tile may ask for while it multiplies: with each 32-block of k whose index is `mine` modulo `tiles` the 2 KB
+ * at at + index * step, with the others nothing that is not near already. */
+typedef struct chi_ahead {
+  const char *at;
+  int64_t step;
+  int mine, tiles;
+} chi_ahead;
+static inline const char *chi_ahead_at(const chi_ahead *a, int64_t k0, const void *b) {
+  return k0 / 32 % a->tiles == a->mine ? a->at + k0 / 32 * a->step : (const char *)b;
+}
 /* bf16: per 32-block of k two chains (even, odd), added together, then to c. a holds values already rounded to bf16:
  * f32 a[k][lda], or, where the table has a row_bf16, bf16 a[rows][lda] as that function made them.
  * packed: b is [k/32][2][16][16][2] bf16 and k a multiple of 32. SET starts from c = +0. */
 typedef void (*chi_tile_bf16_fn)(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c,
-                                 int64_t ldc, chi_tile_mode mode);
+                                 int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead);
 /* Same arithmetic with b[k][32] in f32 (values rounded to bf16), any k: acts as if padded with zeros to 32. */
 typedef void (*chi_tile_pair_fn)(int rows, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                                  float *c, int64_t ldc, chi_tile_mode mode);

@@ -137,12 +137,12 @@ void chi_weight_back(float *dw, const float *x, const float *dy, int64_t m, int6
   chi_parallel_for(n, weight_row, &(weight_job){dw, x, dy, m, n, k});
 }
 
-static const float *key_row(const chi_attn_keys *a, int64_t t, int64_t nkv) {
-  return t < a->first ? a->k0 + t * nkv : a->k + (t - a->first) * nkv;
+static const float *row_of(const float *const part[3], const chi_attn_keys *a, int64_t t, int64_t nkv) {
+  int i = t < a->end[0] ? 0 : t < a->end[1] ? 1 : 2;
+  return part[i] + (t - (i ? a->end[i - 1] : 0)) * nkv;
 }
-static const float *value_row(const chi_attn_keys *a, int64_t t, int64_t nkv) {
-  return t < a->first ? a->v0 + t * nkv : a->v + (t - a->first) * nkv;
-}
+const float *chi_key_row(const chi_attn_keys *a, int64_t t, int64_t nkv) { return row_of(a->k, a, t, nkv); }
+const float *chi_value_row(const chi_attn_keys *a, int64_t t, int64_t nkv) { return row_of(a->v, a, t, nkv); }
 
 enum { kRows = CHI_BACK_ROWS, kKeys = 4 };
 typedef struct attn_job {
@@ -167,7 +167,7 @@ typedef struct attn_rows {
 } attn_rows;
 
 static const float *weights_of(const attn_rows *a, int64_t r) {
-  return a->j->p + (a->h * a->j->m + a->i + r) * a->j->keys.T;
+  return a->j->p + (a->h * a->j->m + a->i + r) * a->j->keys.end[2];
 }
 static float score_back(const attn_rows *a, int64_t r, int64_t t) {
   return a->j->scale * weights_of(a, r)[t] * (a->dp[t][r] - (float)a->dot[r]);
@@ -175,12 +175,12 @@ static float score_back(const attn_rows *a, int64_t r, int64_t t) {
 
 static void weights_back(attn_rows *a) {
   const attn_job *j = a->j;
-  int64_t nq = (int64_t)j->heads * j->hd, nkv = (int64_t)j->kv_heads * j->hd, last = j->keys.T - 1;
+  int64_t nq = (int64_t)j->heads * j->hd, nkv = (int64_t)j->kv_heads * j->hd, last = j->keys.end[2] - 1;
   for (int64_t r = 0; r < kRows; r++)
     for (int c = 0; c < j->hd; c++) a->turned[c][r] = r < a->n ? j->dout[(a->i + r) * nq + a->h * j->hd + c] : 0.0f;
   for (int64_t t = 0; t <= last; t += kKeys) {
     const float *v[kKeys];
-    for (int u = 0; u < kKeys; u++) v[u] = value_row(&j->keys, t + u < last ? t + u : last, nkv) + a->g * j->hd;
+    for (int u = 0; u < kKeys; u++) v[u] = chi_value_row(&j->keys, t + u < last ? t + u : last, nkv) + a->g * j->hd;
     chi_back_dots(a->dp + t, a->turned[0], v, j->hd);
   }
   for (int64_t r = 0; r < a->n; r++) {
@@ -195,11 +195,11 @@ static void weights_back(attn_rows *a) {
 static void key_back(const attn_rows *a, int64_t r, int64_t t) {
   const attn_job *j = a->j;
   int64_t nkv = (int64_t)j->kv_heads * j->hd, at = ((a->i + r) * j->heads + a->h) * j->hd;
-  const float w = weights_of(a, r)[t], ds = score_back(a, r, t), *k = key_row(&j->keys, t, nkv) + a->g * j->hd;
+  const float w = weights_of(a, r)[t], ds = score_back(a, r, t), *k = chi_key_row(&j->keys, t, nkv) + a->g * j->hd;
   if (w == 0.0f) return;
   for (int c = 0; c < j->hd; c++) j->dq[at + c] += ds * k[c];
-  if (t < j->keys.first) return;
-  float *dk = j->dk + (t - j->keys.first) * nkv + a->g * j->hd, *dv = j->dv + (dk - j->dk);
+  if (t < j->keys.end[1]) return;
+  float *dk = j->dk + (t - j->keys.end[1]) * nkv + a->g * j->hd, *dv = j->dv + (dk - j->dk);
   for (int c = 0; c < j->hd; c++) {
     dk[c] += ds * j->q[at + c];
     dv[c] += w * j->dout[at + c];
@@ -208,13 +208,13 @@ static void key_back(const attn_rows *a, int64_t r, int64_t t) {
 
 static void attn_rows_back(attn_rows *a) {
   const attn_job *j = a->j;
-  int64_t nkv = (int64_t)j->kv_heads * j->hd, T = j->keys.T, t = 0;
+  int64_t nkv = (int64_t)j->kv_heads * j->hd, T = j->keys.end[2], t = 0;
   weights_back(a);
   for (int64_t r = 0; r < a->n; r++)
     memset(j->dq + ((a->i + r) * j->heads + a->h) * j->hd, 0, (size_t)j->hd * sizeof *j->dq);
-  for (; t + kKeys <= j->keys.first; t += kKeys) {
+  for (; t + kKeys <= j->keys.end[1]; t += kKeys) {
     const float *k[kKeys];
-    for (int u = 0; u < kKeys; u++) k[u] = key_row(&j->keys, t + u, nkv) + a->g * j->hd;
+    for (int u = 0; u < kKeys; u++) k[u] = chi_key_row(&j->keys, t + u, nkv) + a->g * j->hd;
     for (int64_t r = 0; r < a->n; r++) {
       const float *p = weights_of(a, r) + t;
       float ds[kKeys];
@@ -233,7 +233,7 @@ static void attn_rows_back(attn_rows *a) {
 static void attn_head(void *ud, int64_t g) {
   const attn_job *j = ud;
   int group = j->heads / j->kv_heads;
-  int64_t padded = (j->keys.T + kKeys - 1) / kKeys * kKeys;
+  int64_t padded = (j->keys.end[2] + kKeys - 1) / kKeys * kKeys;
   attn_rows a = {.j = j,
                  .g = (int)g,
                  .turned = (void *)(j->turned + g * j->hd * kRows),
@@ -248,7 +248,7 @@ static void attn_head(void *ud, int64_t g) {
 int chi_attention_back(const float *q, const chi_attn_keys *keys, const float *p, const float *dout, float *dq,
                        float *dk, float *dv, int64_t m, int heads, int kv_heads, int hd, float scale, chi_err *err) {
   size_t turned = (size_t)kv_heads * (size_t)hd * kRows;
-  size_t dp = (size_t)kv_heads * (size_t)((keys->T + kKeys - 1) / kKeys * kKeys) * kRows;
+  size_t dp = (size_t)kv_heads * (size_t)((keys->end[2] + kKeys - 1) / kKeys * kKeys) * kRows;
   float *work = chi_calloc(turned + dp, sizeof *work, err);
   if (!work) return CHI_ERR_MEMORY;
   attn_job j = {q, p, dout, *keys, dq, dk, dv, work, work + turned, m, heads, kv_heads, hd, scale};
@@ -267,10 +267,10 @@ typedef struct pattern_job {
 
 static void pattern_row(void *ud, int64_t k) {
   const pattern_job *j = ud;
-  int64_t h = k / j->m, i = k % j->m, g = h / (j->heads / j->kv_heads), T = j->keys->T;
+  int64_t h = k / j->m, i = k % j->m, g = h / (j->heads / j->kv_heads), T = j->keys->end[2];
   const float *o = j->dout + (i * j->heads + h) * j->hd;
   for (int64_t t = 0; t < T; t++) {
-    const float *v = value_row(j->keys, t, (int64_t)j->kv_heads * j->hd) + g * j->hd;
+    const float *v = chi_value_row(j->keys, t, (int64_t)j->kv_heads * j->hd) + g * j->hd;
     float dp = 0;
     for (int c = 0; c < j->hd; c++) dp += o[c] * v[c];
     j->dp[k * T + t] = j->p[k * T + t] == 0.0f ? 0.0f : dp;

@@ -15,14 +15,15 @@ void chi_rope_back(float *dx, int64_t m, int heads, int hd, int half, const int3
 /* dW[n][k] += dy^T x. */
 void chi_weight_back(float *dw, const float *x, const float *dy, int64_t m, int64_t n, int64_t k);
 
-/* Keys and values of rows [0, T): those before `first` are constant and lie elsewhere. */
+/* Keys and values of rows [0, end[2]) in three places: rows [0, end[0]) and [end[0], end[1]) are constant, the rest is live. */
 typedef struct chi_attn_keys {
-  const float *k0, *v0; /* [first][kv_heads*hd] */
-  const float *k, *v;   /* [T - first][kv_heads*hd] */
-  int64_t first, T;
+  const float *k[3], *v[3]; /* [rows of the part][kv_heads*hd] */
+  int64_t end[3];
 } chi_attn_keys;
-/* Attention of m query rows over T keys. p [heads][m][T]: weights (0 where a row does not attend). q and dout as in the
- * forward pass. Sets dq [m][heads*hd]; adds to dk, dv [T - first][kv_heads*hd]. */
+const float *chi_key_row(const chi_attn_keys *a, int64_t t, int64_t nkv); /* nkv = kv_heads * hd */
+const float *chi_value_row(const chi_attn_keys *a, int64_t t, int64_t nkv);
+/* Attention of m query rows over T = end[2] keys. p [heads][m][T]: weights (0 where a row does not attend). q and dout as in the
+ * forward pass. Sets dq [m][heads*hd]; adds to dk, dv [T - end[1]][kv_heads*hd]. */
 int chi_attention_back(const float *q, const chi_attn_keys *keys, const float *p, const float *dout, float *dq, float *dk, float *dv, int64_t m,
                        int heads, int kv_heads, int hd, float scale, chi_err *err);
 /* The gradient with respect to the weights themselves: dp [heads][m][T] = dout . v, 0 where p is 0. */

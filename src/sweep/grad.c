@@ -46,19 +46,27 @@ static int32_t common_rows(const chi_net *net, const chi_input *a, const chi_inp
 }
 
 /* ---- the constant part --------------------------------------------------------------------------------------- */
-/* Captures: first k and v of the constant rows, layer by layer; behind them each input's live rows at l0. */
+/* Where the rows of each capture go, one behind the other. */
 typedef struct fill {
-  chi_grad *g;
-  int32_t n_kv;
+  float **to;
+  size_t n, cap;
 } fill;
 
-static int take_prefix(void *ud, int capture, int32_t i, const float *v, int64_t width) {
-  fill *f = ud;
-  chii_tape *t = &f->g->dec;
-  float *to = capture >= f->n_kv ? f->g->start + (t->span[capture - f->n_kv].at + i) * width
-                                 : (capture % 2 ? t->fv : t->fk) + ((int64_t)(capture / 2) * t->r0 + i) * width;
-  memcpy(to, v, (size_t)width * sizeof *v);
+static int take_rows(void *ud, int capture, int32_t i, const float *v, int64_t width) {
+  memcpy(((fill *)ud)->to[capture] + i * width, v, (size_t)width * sizeof *v);
   return 0;
+}
+
+static int want(fill *f, chi_plan *p, int branch, chi_site site, int layer, const int32_t *rows, int32_t n, float *to,
+                chi_err *err) {
+  chi_capture c = {.branch = branch, .stack = CHI_DECODER, .site = site, .layer = layer, .rows = rows, .n_rows = n};
+  if (n == 0) return 0;
+  void *list = (void *)f->to;
+  int rc = chi_grow(&list, &f->cap, f->n + 1, sizeof *f->to, err);
+  f->to = list;
+  if (rc) return rc;
+  f->to[f->n++] = to;
+  return chi_plan_capture(p, &c, NULL, err);
 }
 
 /* Input i as a child of the longest one, its own tokens in their rows: the sweep then shares what both have. */
@@ -93,82 +101,96 @@ out:
   return rc;
 }
 
-static int run_prefix(chi_grad *g, chi_err *err) {
+/* Keys and values of the shared rows (of the longest input) and of each input's own constant rows; the live rows at l0. */
+static int want_rows(chi_grad *g, fill *f, chi_plan *p, const int *branch, int32_t longest, const int32_t *rows,
+                     chi_err *err) {
   int rc = 0;
   chii_tape *t = &g->dec;
+  chi_site live = t->l0 ? CHI_SITE_RESID_PRE : CHI_SITE_EMBED;
+  for (int l = t->l0; l < t->s->layers; l++) {
+    int64_t at = (int64_t)(l - t->l0) * t->nkv;
+    CHI_TRY(want(f, p, branch[longest], CHI_SITE_K, l, rows, t->shared, t->fk + at * t->shared, err));
+    CHI_TRY(want(f, p, branch[longest], CHI_SITE_V, l, rows, t->shared, t->fv + at * t->shared, err));
+    for (int32_t i = 0; i < g->n_in; i++) {
+      const chii_span *s = &t->span[i];
+      int32_t n = s->r0 - t->shared;
+      CHI_TRY(want(f, p, branch[i], CHI_SITE_K, l, rows + t->shared, n, s->ck + at * n, err));
+      CHI_TRY(want(f, p, branch[i], CHI_SITE_V, l, rows + t->shared, n, s->cv + at * n, err));
+    }
+  }
+  for (int32_t i = 0; i < g->n_in; i++) {
+    const chii_span *s = &t->span[i];
+    CHI_TRY(want(f, p, branch[i], live, t->l0 ? t->l0 : -1, rows + s->r0, s->m, g->start + s->at * t->D, err));
+  }
+out:
+  return rc;
+}
+
+static int run_prefix(chi_grad *g, chi_err *err) {
+  int rc = 0;
   chi_plan *p = NULL;
   chi_arena a = {0};
+  fill f = {0};
   int32_t most = 0, longest;
   for (int32_t i = 0; i < g->n_in; i++) most = g->in[i].n_rows > most ? g->in[i].n_rows : most;
   int32_t *rows = chi_arena_array(&a, (size_t)most, sizeof *rows, err);
   int *branch = chi_arena_array(&a, (size_t)g->n_in, sizeof *branch, err);
-  fill f = {.g = g};
   CHI_TRY(rows && branch ? 0 : CHI_ERR_MEMORY);
   for (int32_t i = 0; i < most; i++) rows[i] = i;
   CHI_TRY(chi_plan_new(&p, err));
   CHI_TRY(add_inputs(g, p, branch, &longest, err));
-  chi_capture c = {.branch = branch[longest], .stack = CHI_DECODER, .rows = rows, .n_rows = t->r0};
-  for (c.layer = t->l0; c.layer < t->s->layers && t->r0 > 0; c.layer++)
-    for (int k = 0; k < 2; k++, f.n_kv++) {
-      c.site = k ? CHI_SITE_V : CHI_SITE_K;
-      CHI_TRY(chi_plan_capture(p, &c, NULL, err));
-    }
-  for (int32_t i = 0; i < g->n_in; i++) {
-    chi_capture live = {.branch = branch[i],
-                        .stack = CHI_DECODER,
-                        .site = t->l0 ? CHI_SITE_RESID_PRE : CHI_SITE_EMBED,
-                        .layer = t->l0 ? t->l0 : -1,
-                        .rows = rows + t->r0,
-                        .n_rows = t->span[i].m};
-    CHI_TRY(chi_plan_capture(p, &live, NULL, err));
-  }
-  chi_run_opts o = {.on_capture = take_prefix, .ud = &f};
+  CHI_TRY(want_rows(g, &f, p, branch, longest, rows, err));
+  chi_run_opts o = {.on_capture = take_rows, .ud = &f};
   CHI_TRY(chi_run_plan(g->net, p, &o, err));
-  chii_tape_blocks(t);
+  chii_tape_blocks(&g->dec);
 out:
+  chi_free(f.to);
   chi_plan_free(p);
   chi_arena_free(&a);
   return rc;
 }
 
 /* ---- sessions ------------------------------------------------------------------------------------------------ */
-static int take_inputs(chi_grad *g, const chi_input *in, int32_t n, int32_t *first_row, int32_t *rows, chi_err *err) {
+/* rows, first [n]: of each input; *shared: what all have in common before the first live row. */
+static int take_inputs(chi_grad *g, const chi_input *in, int32_t n, const int32_t *first_row, int32_t *rows,
+                       int32_t *first, int32_t *shared, chi_err *err) {
   g->in = chi_arena_array(&g->arena, (size_t)n, sizeof *g->in, err);
   if (!g->in) return CHI_ERR_MEMORY;
   g->n_in = n;
+  *shared = INT32_MAX;
   for (int32_t i = 0; i < n; i++) {
     g->in[i] = in[i];
     g->in[i].cache = NULL;
     rows[i] = in[i].n_rows;
-    if (*first_row < 0 || *first_row >= in[i].n_rows)
-      return chi_fail(err, CHI_ERR_ARG, "gradients: first row %d is not within the input of %d rows", *first_row,
-                      in[i].n_rows);
-  }
-  for (int32_t i = 1; i < n; i++) {
-    int32_t same = common_rows(g->net, &in[0], &in[i]);
-    if (same < *first_row) *first_row = same;
+    first[i] = first_row ? first_row[i] : 0;
+    if (first[i] < 0 || first[i] >= rows[i])
+      return chi_fail(err, CHI_ERR_ARG, "gradients: first row %d is not within the input of %d rows", first[i],
+                      rows[i]);
+    int32_t same = i ? common_rows(g->net, &in[0], &in[i]) : first[0];
+    if (first[i] < same) same = first[i];
+    if (same < *shared) *shared = same;
   }
   return 0;
 }
 
-int chi_grad_open(chi_grad **out, const chi_net *net, const chi_input *in, int32_t n_in, int32_t first_row,
+int chi_grad_open(chi_grad **out, const chi_net *net, const chi_input *in, int32_t n_in, const int32_t *first_row,
                   int32_t first_layer, bool vision, chi_err *err) {
   int rc = 0;
   unsigned fp = chi_fp_begin();
-  int32_t *rows = chi_calloc((size_t)n_in, sizeof *rows, err);
+  int32_t shared, *rows = chi_calloc(2 * (size_t)n_in, sizeof *rows, err);
   chi_grad *g = chi_calloc(1, sizeof *g, err);
   CHI_TRY(rows && g ? 0 : CHI_ERR_MEMORY);
   g->net = net;
   g->vision = vision;
   if (first_layer < 0 || first_layer >= net->decoder.spec.layers ||
-      (vision && (n_in != 1 || first_row || first_layer || !in->pixels))) {
+      (vision && (n_in != 1 || (first_row && *first_row) || first_layer || !in->pixels))) {
     rc = chi_fail(err, CHI_ERR_ARG,
                   "gradients: layer %d (with the tower: row 0, layer 0 of one picture) is not within the input",
                   first_layer);
     goto out;
   }
-  CHI_TRY(take_inputs(g, in, n_in, &first_row, rows, err));
-  CHI_TRY(chii_tape_init(&g->dec, net, CHI_DECODER, rows, n_in, first_row, first_layer, err));
+  CHI_TRY(take_inputs(g, in, n_in, first_row, rows, rows + n_in, &shared, err));
+  CHI_TRY(chii_tape_init(&g->dec, net, CHI_DECODER, rows, rows + n_in, n_in, shared, first_layer, err));
   CHI_TRY((g->start = chii_floats(&g->arena, g->dec.m, g->dec.D, err)) ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(run_prefix(g, err));
   if (vision) CHI_TRY(chii_sight_open(&g->sight, net, g->in, err));

@@ -2,8 +2,8 @@
  *
  * A session holds one or more inputs. What lies before (first_row, first_layer) of the decoder is constant over its steps: keys
  * and values of earlier rows and the residual stream of the later rows at first_layer are computed once, so a step costs the
- * suffix rows of the later layers only (an editor that shifts one value: tens of rows). Inputs that begin alike (same picture,
- * same first tokens) share that part, and all inputs go through each weight together. With vision, everything is live:
+ * suffix rows of the later layers only (an editor that shifts one value: tens of rows). What inputs begin with in
+ * common (same picture, same first tokens) is there once, and all inputs go through each weight together. With vision, everything is live:
  * first_row and first_layer are 0 and the tower, Q-Former and projector are run and differentiated as well.
  *
  * Rows are counted through a session's inputs: row r of input i has the number r + the rows of the inputs before it.
@@ -58,9 +58,10 @@ typedef struct chi_grad_step {
 } chi_grad_step;
 
 typedef struct chi_grad chi_grad;
-/* in [n_in]: text rows and picture as for roots; what they point to is borrowed. first_row: in each of them; rows that not all
- * inputs have in common are computed in every step, whatever it is. vision: one input, first_row and first_layer 0. */
-int chi_grad_open(chi_grad **out, const chi_net *net, const chi_input *in, int32_t n_in, int32_t first_row, int32_t first_layer, bool vision, chi_err *err);
+/* in [n_in]: text rows and picture as for roots; what they point to is borrowed. first_row [n_in]: the first live row of each,
+ * NULL = 0. vision: one input, all of it live. */
+int chi_grad_open(chi_grad **out, const chi_net *net, const chi_input *in, int32_t n_in, const int32_t *first_row, int32_t first_layer, bool vision,
+                  chi_err *err);
 /* A non-finite loss is refused and named. */
 int chi_grad_run(chi_grad *g, const chi_grad_step *step, double *loss, chi_err *err);
 void chi_grad_close(chi_grad *g);

@@ -103,7 +103,7 @@ int chii_cross_back(chii_tape *t, const chi_grad_step *st, int layer, float *d, 
   chii_grad_pass(t, st, CHI_SITE_X_HEAD_OUT, layer, t->xdmix, t->nq);
   memset(t->xdk, 0, (size_t)(n * t->nkv) * sizeof *d);
   memset(t->xdv, 0, (size_t)(n * t->nkv) * sizeof *d);
-  chi_attn_keys keys = {.k = t->xk, .v = t->xv, .T = n};
+  chi_attn_keys keys = {.k = {[2] = t->xk}, .v = {[2] = t->xv}, .end = {0, 0, n}};
   CHI_TRY(chi_attention_back(t->xq, &keys, t->xp, t->xdmix, t->xdq, t->xdk, t->xdv, m, s->heads, s->kv_heads,
                              s->head_dim, s->attn_scale, err));
   chii_grad_pass(t, st, CHI_SITE_X_Q, layer, t->xdq, t->nq);

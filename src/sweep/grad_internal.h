@@ -5,12 +5,13 @@
 #include "sweep/exec.h"
 #include "sweep/grad.h"
 
-/* Rows [r0, T) of one input: the tape's rows [at, at + m). */
+/* Rows [r0, T) of one input: the tape's rows [at, at + m). Its rows before r0 are constant: only keys and values are there. */
 typedef struct chii_span {
-  int32_t T, m, at;
+  int32_t r0, T, m, at;
   int32_t base;    /* the caller's number of the input's row 0 */
   int64_t p;       /* where its attention weights [heads][m][T] begin in chii_inside.p */
-  float **kb, **vb; /* [blocks of T]: those before r0 / 32 are the layer's, the others the span's own */
+  float *ck, *cv;   /* [layers - l0][r0 - shared][nkv]: constant rows that it does not share */
+  float **kb, **vb; /* [blocks of T]: those before shared / 32 are the layer's, the others the span's own */
 } chii_span;
 
 /* What one layer computes on the way and needs on the way back. */
@@ -20,20 +21,19 @@ typedef struct chii_inside {
   float *p;
 } chii_inside;
 
-/* Rows [r0, T) of every input through layers [l0, layers) of one stack. Rows before r0 are the same in all inputs and
- * constant: only their keys and values are there. */
+/* The live rows of every input through layers [l0, layers) of one stack. Rows before `shared` are the same in all inputs. */
 typedef struct chii_tape {
   const chi_net *net;
   chi_stack stack;
   const chi_block_spec *s;
-  int32_t r0, m, l0;
+  int32_t shared, m, l0;
   int64_t D, nq, nkv, F;
   chii_span *span; /* NULL (projector): one span of the rows [0, m) */
   int32_t n_spans;
   int32_t *pos;    /* [m] */
   float *in;       /* [layers - l0 + 1][m][D]: residual stream entering each layer; the last leaves the stack */
-  float *fk, *fv;  /* [layers - l0][r0][nkv]: the constant rows */
-  float **fkb, **fvb; /* [layers - l0 if keep_blocks, else 1][r0 / 32]: the same in whole blocks */
+  float *fk, *fv;  /* [layers - l0][shared][nkv]: the shared rows */
+  float **fkb, **fvb; /* [layers - l0 if keep_blocks, else 1][shared / 32]: the same in whole blocks */
   bool keep_blocks;
   chii_inside *inside; /* [layers - l0] if keep, else one that every layer overwrites */
   bool keep;
@@ -49,10 +49,10 @@ typedef struct chii_tape {
 } chii_tape;
 
 float *chii_floats(chi_arena *a, int64_t rows, int64_t cols, chi_err *err);
-/* rows[n_inputs]: rows of each input, all of them more than r0. */
-int chii_tape_init(chii_tape *t, const chi_net *net, chi_stack stack, const int32_t *rows, int32_t n_inputs, int32_t r0,
-                   int32_t l0, chi_err *err);
-/* After fk and fv are there. */
+/* Input i has rows [0, rows[i]); those before first[i] (NULL: 0) are constant; shared <= every first[i]. */
+int chii_tape_init(chii_tape *t, const chi_net *net, chi_stack stack, const int32_t *rows, const int32_t *first, int32_t n_inputs,
+                   int32_t shared, int32_t l0, chi_err *err);
+/* When fk and fv are filled. */
 void chii_tape_blocks(chii_tape *t);
 /* The tape's row with the caller's number, or -1. */
 int32_t chii_tape_row(const chii_tape *t, int32_t row);

@@ -15,26 +15,29 @@ float *chii_floats(chi_arena *a, int64_t rows, int64_t cols, chi_err *err) {
 }
 
 /* ---- memory ---------------------------------------------------------------------------------------------------- */
-static int init_spans(tape *t, const int32_t *rows, int32_t n, int64_t *patterns, chi_err *err) {
+static int init_spans(tape *t, const int32_t *rows, const int32_t *first, int32_t n, int64_t *patterns, chi_err *err) {
   const chi_block_spec *s = t->s;
-  int32_t base = 0, first = t->r0 / CHI_KV_BLOCK;
+  int32_t base = 0;
+  int64_t L = s->layers - t->l0;
   *patterns = 0;
-  for (int32_t i = 0; i < n; i++) t->m += rows[i] - t->r0;
+  for (int32_t i = 0; i < n; i++) t->m += rows[i] - (first ? first[i] : 0);
   t->span = chi_arena_array(&t->arena, (size_t)n, sizeof *t->span, err);
   t->pos = chi_arena_array(&t->arena, (size_t)t->m, sizeof *t->pos, err);
   if (!t->span || !t->pos) return CHI_ERR_MEMORY;
   for (int32_t i = 0, at = 0; i < n; i++) {
     chii_span *p = &t->span[i];
-    int32_t nb = (rows[i] + CHI_KV_BLOCK - 1) / CHI_KV_BLOCK;
-    *p = (chii_span){.T = rows[i], .m = rows[i] - t->r0, .at = at, .base = base, .p = *patterns};
+    int32_t nb = (rows[i] + CHI_KV_BLOCK - 1) / CHI_KV_BLOCK, r0 = first ? first[i] : 0;
+    *p = (chii_span){.r0 = r0, .T = rows[i], .m = rows[i] - r0, .at = at, .base = base, .p = *patterns};
+    p->ck = chii_floats(&t->arena, L * (r0 - t->shared), t->nkv, err);
+    p->cv = chii_floats(&t->arena, L * (r0 - t->shared), t->nkv, err);
     p->kb = chi_arena_array(&t->arena, (size_t)nb, sizeof *p->kb, err);
     p->vb = chi_arena_array(&t->arena, (size_t)nb, sizeof *p->vb, err);
-    if (!p->kb || !p->vb) return CHI_ERR_MEMORY;
-    for (int32_t b = first; b < nb; b++)
+    if (!p->ck || !p->cv || !p->kb || !p->vb) return CHI_ERR_MEMORY;
+    for (int32_t b = t->shared / CHI_KV_BLOCK; b < nb; b++)
       if (!(p->kb[b] = chii_floats(&t->arena, 1, (int64_t)chi_kv_block_floats(s), err)) ||
           !(p->vb[b] = chii_floats(&t->arena, 1, (int64_t)chi_kv_block_floats(s), err)))
         return CHI_ERR_MEMORY;
-    for (int32_t r = 0; r < p->m; r++) t->pos[at + r] = t->r0 + r;
+    for (int32_t r = 0; r < p->m; r++) t->pos[at + r] = r0 + r;
     at += p->m, base += rows[i];
     *patterns += (int64_t)s->heads * p->m * p->T;
   }
@@ -43,11 +46,11 @@ static int init_spans(tape *t, const int32_t *rows, int32_t n, int64_t *patterns
 }
 
 static int init_fixed(tape *t, chi_err *err) {
-  int64_t nb = t->r0 / CHI_KV_BLOCK, L = t->s->layers - t->l0, floats = (int64_t)chi_kv_block_floats(t->s);
+  int64_t nb = t->shared / CHI_KV_BLOCK, L = t->s->layers - t->l0, floats = (int64_t)chi_kv_block_floats(t->s);
   t->keep_blocks = 2 * nb * L * floats * (int64_t)sizeof(float) <= kBlockBytes;
   int64_t n = nb * (t->keep_blocks ? L : 1);
-  t->fk = chii_floats(&t->arena, L * t->r0, t->nkv, err);
-  t->fv = chii_floats(&t->arena, L * t->r0, t->nkv, err);
+  t->fk = chii_floats(&t->arena, L * t->shared, t->nkv, err);
+  t->fv = chii_floats(&t->arena, L * t->shared, t->nkv, err);
   t->fkb = chi_arena_array(&t->arena, (size_t)n, sizeof *t->fkb, err);
   t->fvb = chi_arena_array(&t->arena, (size_t)n, sizeof *t->fvb, err);
   if (!t->fk || !t->fv || !t->fkb || !t->fvb) return CHI_ERR_MEMORY;
@@ -78,20 +81,20 @@ static int init_inside(tape *t, int64_t patterns, chi_err *err) {
   return 0;
 }
 
-int chii_tape_init(tape *t, const chi_net *net, chi_stack stack, const int32_t *rows, int32_t n_inputs, int32_t r0,
-                   int32_t l0, chi_err *err) {
+int chii_tape_init(tape *t, const chi_net *net, chi_stack stack, const int32_t *rows, const int32_t *first,
+                   int32_t n_inputs, int32_t shared, int32_t l0, chi_err *err) {
   const chi_block_spec *s = chi_net_spec(net, stack);
   int64_t patterns;
   *t = (tape){.net = net,
               .stack = stack,
               .s = s,
-              .r0 = r0,
+              .shared = shared,
               .l0 = l0,
               .D = s->d,
               .nq = (int64_t)s->heads * s->head_dim,
               .nkv = (int64_t)s->kv_heads * s->head_dim,
               .F = s->ffn};
-  int rc = init_spans(t, rows, n_inputs, &patterns, err);
+  int rc = init_spans(t, rows, first, n_inputs, &patterns, err);
   if (rc == 0) rc = init_fixed(t, err);
   if (rc == 0) rc = init_inside(t, patterns, err);
   if (rc) return rc;
@@ -105,7 +108,15 @@ float *chii_layer_in(const tape *t, int layer) { return t->in + (int64_t)(layer 
 
 /* ---- keys -------------------------------------------------------------------------------------------------------- */
 static const float *fixed_row(const tape *t, const float *rows, int layer, int32_t r) {
-  return rows + ((int64_t)(layer - t->l0) * t->r0 + r) * t->nkv;
+  return rows + ((int64_t)(layer - t->l0) * t->shared + r) * t->nkv;
+}
+
+/* Where the keys and values of a span lie in a layer. */
+static chi_attn_keys keys_of(const tape *t, const chii_inside *z, const chii_span *p, int layer) {
+  int64_t own = (int64_t)(layer - t->l0) * (p->r0 - t->shared) * t->nkv, live = p->at * t->nkv;
+  return (chi_attn_keys){.k = {fixed_row(t, t->fk, layer, 0), p->ck + own, z->k + live},
+                         .v = {fixed_row(t, t->fv, layer, 0), p->cv + own, z->v + live},
+                         .end = {t->shared, p->r0, p->T}};
 }
 
 static void put_row(const tape *t, float *kb, float *vb, const float *k, const float *v, int32_t row) {
@@ -113,14 +124,14 @@ static void put_row(const tape *t, float *kb, float *vb, const float *k, const f
 }
 
 static float **fixed_blocks(const tape *t, float **blocks, int layer) {
-  return blocks + (t->keep_blocks ? (int64_t)(layer - t->l0) * (t->r0 / CHI_KV_BLOCK) : 0);
+  return blocks + (t->keep_blocks ? (int64_t)(layer - t->l0) * (t->shared / CHI_KV_BLOCK) : 0);
 }
 
 /* The whole blocks of a layer's constant keys and values. */
 static void fill_blocks(void *ud, int64_t i) {
   const tape *t = ud;
   int layer = t->l0 + (int)i;
-  for (int32_t r = 0; r < t->r0 / CHI_KV_BLOCK * CHI_KV_BLOCK; r++)
+  for (int32_t r = 0; r < t->shared / CHI_KV_BLOCK * CHI_KV_BLOCK; r++)
     put_row(t, fixed_blocks(t, t->fkb, layer)[r / CHI_KV_BLOCK], fixed_blocks(t, t->fvb, layer)[r / CHI_KV_BLOCK],
             fixed_row(t, t->fk, layer, r), fixed_row(t, t->fv, layer, r), r);
 }
@@ -131,7 +142,7 @@ void chii_tape_blocks(tape *t) {
 
 /* Block tables of every span for a layer whose live keys and values are in z. */
 static void point_blocks(tape *t, const chii_inside *z, int layer) {
-  int32_t whole = t->r0 / CHI_KV_BLOCK;
+  int32_t whole = t->shared / CHI_KV_BLOCK;
   if (!t->keep_blocks) fill_blocks(t, layer - t->l0);
   for (int32_t i = 0; i < t->n_spans; i++) {
     chii_span *p = &t->span[i];
@@ -139,12 +150,10 @@ static void point_blocks(tape *t, const chii_inside *z, int layer) {
       p->kb[b] = fixed_blocks(t, t->fkb, layer)[b];
       p->vb[b] = fixed_blocks(t, t->fvb, layer)[b];
     }
-    for (int32_t r = whole * CHI_KV_BLOCK; r < p->T; r++) {
-      int64_t live = (p->at + r - t->r0) * t->nkv;
-      put_row(t, p->kb[r / CHI_KV_BLOCK], p->vb[r / CHI_KV_BLOCK],
-              r < t->r0 ? fixed_row(t, t->fk, layer, r) : z->k + live,
-              r < t->r0 ? fixed_row(t, t->fv, layer, r) : z->v + live, r);
-    }
+    chi_attn_keys keys = keys_of(t, z, p, layer);
+    for (int32_t r = whole * CHI_KV_BLOCK; r < p->T; r++)
+      put_row(t, p->kb[r / CHI_KV_BLOCK], p->vb[r / CHI_KV_BLOCK], chi_key_row(&keys, r, t->nkv),
+              chi_value_row(&keys, r, t->nkv), r);
   }
 }
 
@@ -153,7 +162,7 @@ int32_t chii_tape_row(const tape *t, int32_t row) {
   if (!t->span) return row >= 0 && row < t->m ? row : -1;
   for (int32_t i = 0; i < t->n_spans; i++) {
     const chii_span *p = &t->span[i];
-    if (row >= p->base + t->r0 && row < p->base + p->T) return p->at + row - p->base - t->r0;
+    if (row >= p->base + p->r0 && row < p->base + p->T) return p->at + row - p->base - p->r0;
   }
   return -1;
 }
@@ -251,7 +260,7 @@ static int attend(tape *t, const chi_grad_step *st, int layer, const chii_inside
   for (int32_t k = 0; k < t->n_spans; k++) {
     const chii_span *p = &t->span[k];
     for (int32_t i = 0; i < p->m; i++) {
-      int32_t row = t->r0 + i, at = p->at + i;
+      int32_t row = p->r0 + i, at = p->at + i;
       q[at] = (chi_attn_query){.q = z->q + at * t->nq,
                                .out = z->mix + at * t->nq,
                                .kblk = (const float *const *)p->kb,
@@ -367,15 +376,6 @@ static int mlp_back(tape *t, const chi_grad_step *st, int layer, float *dmid, sc
     chi_norm_back(s, &w->norm2, z->mid, b->dh, dmid, m, t->D, NULL, NULL);
 out:
   return rc;
-}
-
-static chi_attn_keys keys_of(const tape *t, const chii_inside *z, const chii_span *p, int layer) {
-  return (chi_attn_keys){.k0 = fixed_row(t, t->fk, layer, 0),
-                         .v0 = fixed_row(t, t->fv, layer, 0),
-                         .first = t->r0,
-                         .k = z->k + p->at * t->nkv,
-                         .v = z->v + p->at * t->nkv,
-                         .T = p->T};
 }
 
 static int give_pattern(const tape *t, const chi_grad_step *st, int layer, const float *dmix, chi_err *err) {

@@ -7,7 +7,7 @@ static int open_qformer(chii_sight *g, chi_err *err) {
   const chi_net *net = g->net;
   const chi_qformer *q = &net->qformer;
   int64_t rows = net->vision.rows, d = net->vision.spec.d;
-  int rc = chii_tape_init(&g->qf, net, CHI_QFORMER, &q->queries, 1, 0, 0, err);
+  int rc = chii_tape_init(&g->qf, net, CHI_QFORMER, &q->queries, NULL, 1, 0, 0, err);
   if (rc) return rc;
   g->states = chii_floats(&g->arena, rows, d, err);
   g->query = chii_floats(&g->arena, q->queries, q->spec.d, err);
@@ -21,7 +21,7 @@ int chii_sight_open(chii_sight *g, const chi_net *net, const chi_input *in, chi_
   *g = (chii_sight){.net = net, .in = in};
   const chi_vision *v = &net->vision;
   int64_t n = net->shape.n_image_rows, F = (int64_t)v->spec.d * v->n_features, ffn = chi_net_project_ffn(net);
-  int rc = chii_tape_init(&g->vis, net, CHI_VISION, &v->rows, 1, 0, 0, err);
+  int rc = chii_tape_init(&g->vis, net, CHI_VISION, &v->rows, NULL, 1, 0, 0, err);
   if (rc == 0 && net->has_qformer) rc = open_qformer(g, err);
   if (rc) return rc;
   g->embed = chii_floats(&g->arena, v->rows, v->spec.d, err);

@@ -120,7 +120,7 @@ int chii_explain_relevancy(chi_explain *e, const chi_explainer *x, double *map, 
   r.next = chi_arena_array(&tmp, (size_t)T, sizeof *r.next, err);
   CHI_TRY(r.row && r.next ? 0 : CHI_ERR_MEMORY);
   r.row[last] = 1;
-  CHI_TRY(chi_grad_open(&g, &e->model->net, &in, 1, 0, 0, false, err));
+  CHI_TRY(chi_grad_open(&g, &e->model->net, &in, 1, NULL, 0, false, err));
   chi_grad_step st = {.loss_rows = &last,
                       .n_loss = 1,
                       .loss = loss_logit,
@@ -155,7 +155,7 @@ static int open_session(session *s, chi_explain *e, chi_err *err) {
   s->grad = chi_arena_array(&s->tmp, nd, sizeof *s->grad, err);
   CHI_TRY(s->rows && s->at && s->grad ? 0 : CHI_ERR_MEMORY);
   for (int32_t i = 0; i < e->n; i++) s->rows[i] = e->remover->grid.first + i;
-  CHI_TRY(chi_grad_open(&s->g, &e->model->net, &in, 1, s->rows[0], 0, false, err));
+  CHI_TRY(chi_grad_open(&s->g, &e->model->net, &in, 1, &s->rows[0], 0, false, err));
 out:
   return rc;
 }

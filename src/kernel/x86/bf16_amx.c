@@ -37,7 +37,7 @@ static void configure(int rows) {
 }
 
 void chi_tile_bf16_amx(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
-                       chi_tile_mode mode) {
+                       chi_tile_mode mode, const chi_ahead *ahead) {
   const chi_bf16 *up = a, *low = up + 16 * lda;
   const size_t a_line = (size_t)lda * sizeof *up, c_line = (size_t)ldc * sizeof *c;
   float *c_low = c + 16 * ldc;
@@ -57,6 +57,8 @@ void chi_tile_bf16_amx(int rows, int64_t k, const void *a, int64_t lda, const ch
     }
   }
   for (int64_t i = 0; i < k; i += 32, b += 1024) {
+    const char *next = chi_ahead_at(ahead, i, b);
+    for (int line = 0; line < 32; line++) __builtin_prefetch(next + line * 64, 0, 3);
     TILE_LOAD(4, up + i, a_line);
     TILE_LOAD(6, b, 64);
     TILE_LOAD(7, b + 512, 64);

@@ -9,8 +9,6 @@
 
 #define DP_FN static inline __attribute__((always_inline))
 
-enum { AHEAD = 8192 }; /* bytes of prefetch, as in kernel_avx512.c */
-
 #define ROWS6(M) M(0) M(1) M(2) M(3) M(4) M(5)
 #define ZERO(r)                                                    \
   __m512 el##r = _mm512_setzero_ps(), eh##r = _mm512_setzero_ps(); \
@@ -40,19 +38,17 @@ DP_FN __m512bh odds(__m512i first, __m512i second) {
 }
 
 DP_FN void tile(int rows, int64_t k, const int32_t *x, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
-                chi_tile_mode mode) {
+                chi_tile_mode mode, const chi_ahead *ahead) {
   const __m512 zero = _mm512_setzero_ps();
   bool set = mode == CHI_TILE_SET;
   for (int64_t k0 = 0; k0 < k; k0 += 32, b += 1024, set = false) {
+    const char *next = chi_ahead_at(ahead, k0, b);
     ROWS6(ZERO)
     for (int q = 0; q < 8; q++, x += 2) {
       const chi_bf16 *p = b + (size_t)q * 64;
       __m512i f0 = _mm512_loadu_si512(p), s0 = _mm512_loadu_si512(p + 32);
       __m512i f1 = _mm512_loadu_si512(p + 512), s1 = _mm512_loadu_si512(p + 544);
-      _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0);
-      _mm_prefetch((const char *)p + AHEAD + 64, _MM_HINT_T0);
-      _mm_prefetch((const char *)p + AHEAD + 1024, _MM_HINT_T0);
-      _mm_prefetch((const char *)p + AHEAD + 1088, _MM_HINT_T0);
+      for (int i = 0; i < 4; i++) _mm_prefetch(next + q * 256 + i * 64, _MM_HINT_T0);
       __m512bh e0 = evens(f0, s0), o0 = odds(f0, s0), e1 = evens(f1, s1), o1 = odds(f1, s1);
       ROWS6(STEP)
     }
@@ -60,12 +56,12 @@ DP_FN void tile(int rows, int64_t k, const int32_t *x, int64_t lda, const chi_bf
   }
 }
 
-#define CASE(r)                                  \
-  case r + 1:                                    \
-    tile(r + 1, k, x, lda / 2, b, c, ldc, mode); \
+#define CASE(r)                                         \
+  case r + 1:                                           \
+    tile(r + 1, k, x, lda / 2, b, c, ldc, mode, ahead); \
     return;
 void chi_tile_bf16_dp(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
-                      chi_tile_mode mode) {
+                      chi_tile_mode mode, const chi_ahead *ahead) {
   const int32_t *x = a;
   switch (rows) { ROWS6(CASE) }
 }

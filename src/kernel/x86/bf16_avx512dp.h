@@ -5,7 +5,7 @@
 #include "kernel/table.h"
 
 void chi_tile_bf16_dp(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
-                      chi_tile_mode mode);
+                      chi_tile_mode mode, const chi_ahead *ahead);
 void chi_row_bf16_dp(chi_bf16 *out, const float *x, int64_t k, int64_t kp);
 
 #endif

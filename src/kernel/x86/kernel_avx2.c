@@ -177,7 +177,8 @@ static void tile_f32_bf16(int rows, int64_t k, const float *a, int64_t lda, cons
   tile_f32_any(CHI_BF16, rows, k, a, lda, b, ldb * 2, c, ldc, mode);
 }
 static void tile_bf16_any(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
-                          chi_tile_mode mode) {
+                          chi_tile_mode mode, const chi_ahead *ahead) {
+  (void)ahead;
   switch (rows) { ROWS3(BF16_CASE) }
 }
 static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,

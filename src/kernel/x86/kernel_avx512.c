@@ -106,15 +106,16 @@ LANE_FN __m512 odd_of(__m512i pairs) {
   }
 
 LANE_FN void tile_bf16(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
-                       chi_tile_mode mode) {
+                       chi_tile_mode mode, const chi_ahead *ahead) {
   const __m512 zero = _mm512_setzero_ps();
   bool set = mode == CHI_TILE_SET;
   for (int64_t k0 = 0; k0 < k; k0 += 32, b += 1024, set = false) {
+    const char *next = chi_ahead_at(ahead, k0, b);
     ROWS6(PAIR_ZERO)
     for (int p = 0; p < 16; p++, a += 2 * lda) {
       __m512i w0 = _mm512_loadu_si512(b + p * 32), w1 = _mm512_loadu_si512(b + 512 + p * 32);
-      _mm_prefetch((const char *)(b + p * 32) + AHEAD, _MM_HINT_T0);
-      _mm_prefetch((const char *)(b + 512 + p * 32) + AHEAD, _MM_HINT_T0);
+      _mm_prefetch(next + p * 128, _MM_HINT_T0);
+      _mm_prefetch(next + p * 128 + 64, _MM_HINT_T0);
       __m512 b0 = even_of(w0), b1 = even_of(w1), b2 = odd_of(w0), b3 = odd_of(w1);
       ROWS6(PAIR_EVEN)
       ROWS6(PAIR_ODD)
@@ -195,9 +196,9 @@ static void turn_bf16(chi_bf16 *dst, const chi_bf16 *src) {
   case r + 1:                                                 \
     tile_f32(store, r + 1, k, a, lda, b, step, c, ldc, mode); \
     return;
-#define BF16_CASE(r)                              \
-  case r + 1:                                     \
-    tile_bf16(r + 1, k, a, lda, b, c, ldc, mode); \
+#define BF16_CASE(r)                                     \
+  case r + 1:                                            \
+    tile_bf16(r + 1, k, a, lda, b, c, ldc, mode, ahead); \
     return;
 #define PAIR_CASE(r)                                   \
   case r + 1:                                          \
@@ -221,7 +222,7 @@ static void tile_f32_bf16(int rows, int64_t k, const float *a, int64_t lda, cons
   tile_f32_any(CHI_BF16, rows, k, a, lda, b, ldb * 2, c, ldc, mode);
 }
 static void tile_bf16_any(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
-                          chi_tile_mode mode) {
+                          chi_tile_mode mode, const chi_ahead *ahead) {
   switch (rows) { ROWS6(BF16_CASE) }
 }
 static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
