@@ -4,7 +4,8 @@
 
 typedef struct args {
   int64_t layers, image;
-  chi_synth_size size;
+  chi_synth_opts size;
+  const char *tokenizer;
   uint64_t seed;
   bool list;
 } args;
@@ -15,6 +16,8 @@ static const cli_opt kOpts[] = {
      .doc = "layers of the decoder; 0 is the shape's own"},
     {.name = "--image", .arg = "PIXELS", .kind = CLI_INT, CLI_AT(args, image), .min = 0, .max = 4096,
      .doc = "side of the picture in pixels; 0 is the shape's own"},
+    {.name = "--tokenizer", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, tokenizer),
+     .doc = "a tokenizer.json of at most the shape's tokens, so that prompts are as long as\nthe real model's; without it a token is a byte"},
     {.name = "--list", .kind = CLI_FLAG, CLI_AT(args, list), .doc = "print the shapes that there are"},
     {0}};
 /* clang-format on */
@@ -25,7 +28,7 @@ static int run(cli *c, void *v, chi_err *err) {
   size_t n;
   const chi_synth_spec *specs = chi_synth_specs(&n);
   if (!a->list && c->n_pos != 2) return cli_usage(err, "synth needs a shape and a folder, or --list");
-  a->size = (chi_synth_size){(int)a->layers, (int)a->image};
+  a->size = (chi_synth_opts){(int)a->layers, (int)a->image, a->tokenizer};
   int rc = a->list ? 0 : chi_synth_write(c->pos[0], &a->size, c->pos[1], a->seed, err);
   for (size_t i = 0; a->list && i < n; i++) chi_str_addf(&s, "%-15s %s\n", specs[i].name, specs[i].doc);
   if (!a->list) chi_str_addf(&s, "wrote %s\n", c->pos[1]);

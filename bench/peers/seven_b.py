@@ -1,6 +1,6 @@
 """What a machine with nothing else to do is needed for, on a checkpoint of the LLaVA-1.5-7B shape: every ratio in one run.
 
-    chiasm synth llava-1.5-7b DIR
+    chiasm synth llava-1.5-7b DIR [--tokenizer models/cache/tokenizers/llama2/tokenizer.json]
     python bench/peers/seven_b.py DIR [--cache CACHE] [--threads 2] [--save FILE] [--steps map,attribute,edit]
 
   map        the whole causal map with its peak memory, prefill, and PyTorch (rivals a and d on samples): trace_peers.py
@@ -84,12 +84,12 @@ def attribute(o, kept):
 
 def edit(o, kept):
     ask = ("ask", o.model, o.picture, o.text.replace("[", "").replace("]", ""), "--max-new")
-    load = chiasm(o, *ask, 1)[0]
+    load, _, first = chiasm(o, *ask, 1)
     asked, _, _ = chiasm(o, *ask, 24)
     if "attribute" in kept:
         one = kept["attribute"][0]["median_seconds"]
     else:
-        one = chiasm(o, "bench", "prefill", o.model, "--rows", 606, "--runs", o.runs)[2]["rows"][0]["median_seconds"]
+        one = chiasm(o, "bench", "prefill", o.model, "--rows", first["rows"], "--runs", o.runs)[2]["rows"][0]["median_seconds"]
     with tempfile.TemporaryDirectory() as tmp:
         t, gb, j = chiasm(o, "edit", o.model, o.picture, o.text, "--target", o.words, "-o", pathlib.Path(tmp) / "x.delta")
     kept["edit"] = {"seconds": t, "gb": gb, "ask": load, "ask_24": asked, "steps": j["fit"]["steps"]}

@@ -140,17 +140,32 @@ json_t *chi_synth_config(const chi_synth_spec *s, chi_err *err) {
   return j;
 }
 
+static json_t *special_token(int id, const char *text) {
+  return json_pack("{s:i,s:s,s:b,s:b,s:b,s:b,s:b}", "id", id, "content", text, "single_word", 0, "lstrip", 0, "rstrip",
+                   0, "normalized", 0, "special", 1);
+}
+
+/* Somebody's tokenizer, with the picture's token. */
+static int borrow_tokenizer(json_t **out, const char *path, int vocab_size, int image_token, chi_err *err) {
+  int rc = chi_json_load(out, path, 256 << 20, err);
+  if (rc) return rc;
+  json_t *added = json_object_get(*out, "added_tokens"), *t;
+  size_t n = json_object_size(json_object_get(json_object_get(*out, "model"), "vocab")), i;
+  if (n == 0 || !json_is_array(added))
+    return chi_fail(err, CHI_ERR_FORMAT, "%s is no tokenizer.json with a vocabulary", path);
+  if (n > (size_t)vocab_size) return chi_fail(err, CHI_ERR_ARG, "%s has %zu tokens, the shape %d", path, n, vocab_size);
+  json_array_foreach(added, i, t) if (chi_streq(json_string_value(json_object_get(t, "content")), "<image>")) return 0;
+  if (image_token >= 0) json_array_append_new(added, special_token(image_token, "<image>"));
+  return 0;
+}
+
 /* A tokenizer of bytes: enough to ask questions of random weights. */
 static json_t *tokenizer(int vocab_size, int image_token) {
   json_t *vocab = json_object(), *added = json_array();
   static const char *const kSpecial[] = {"<unk>", "<s>", "</s>", "<pad>"};
   char utf8[8];
-  for (int i = 0; i < 4; i++)
-    json_array_append_new(added, json_pack("{s:i,s:s,s:b,s:b,s:b,s:b,s:b}", "id", i, "content", kSpecial[i],
-                                           "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1));
-  json_array_append_new(added, json_pack("{s:i,s:s,s:b,s:b,s:b,s:b,s:b}", "id",
-                                         image_token >= 0 ? image_token : vocab_size - 1, "content", "<image>",
-                                         "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1));
+  for (int i = 0; i < 4; i++) json_array_append_new(added, special_token(i, kSpecial[i]));
+  json_array_append_new(added, special_token(image_token >= 0 ? image_token : vocab_size - 1, "<image>"));
   for (int i = 0; i < 4; i++) json_object_set_new(vocab, kSpecial[i], json_integer(i));
   /* in the vocabulary too: Hugging Face numbers added tokens that are not in it anew */
   if (image_token >= 0) json_object_set_new(vocab, "<image>", json_integer(image_token));
@@ -189,7 +204,7 @@ static json_t *preprocessor(int image) {
                    0.26862954, 0.26130258, 0.27577711);
 }
 
-static int resize(json_t *c, const chi_synth_size *z, const char *spec, chi_err *err) {
+static int resize(json_t *c, const chi_synth_opts *z, const char *spec, chi_err *err) {
   json_t *text = json_object_get(c, "text_config"), *seen = json_object_get(c, "vision_config");
   if (!z) return 0;
   if (z->layers) json_object_set_new(text ? text : c, "num_hidden_layers", json_integer(z->layers));
@@ -199,12 +214,12 @@ static int resize(json_t *c, const chi_synth_size *z, const char *spec, chi_err 
   return 0;
 }
 
-int chi_synth_write(const char *spec, const chi_synth_size *size, const char *dir, uint64_t seed, chi_err *err) {
+int chi_synth_write(const char *spec, const chi_synth_opts *o, const char *dir, uint64_t seed, chi_err *err) {
   int rc = 0;
   char path[4096];
   const chi_synth_spec *s = NULL;
   chi_model *m = NULL;
-  json_t *c = NULL;
+  json_t *c = NULL, *tok = NULL;
   list all = {0};
   for (size_t i = 0; i < sizeof kSpecs / sizeof *kSpecs; i++)
     if (chi_streq(kSpecs[i].name, spec)) s = &kSpecs[i];
@@ -217,7 +232,7 @@ int chi_synth_write(const char *spec, const chi_synth_size *size, const char *di
   }
   c = chi_synth_config(s, err);
   CHI_TRY(c ? 0 : CHI_ERR_MEMORY);
-  CHI_TRY(resize(c, size, spec, err));
+  CHI_TRY(resize(c, o, spec, err));
   const bool layers_from_end = json_object_get(c, "vision_feature_layer") != NULL;
   if (layers_from_end) json_object_set_new(c, "vision_feature_layer", json_integer(-1)); /* all that a checkpoint has */
   CHI_TRY(chi_model_record(&m, c, tell, &all, err));
@@ -225,13 +240,20 @@ int chi_synth_write(const char *spec, const chi_synth_size *size, const char *di
   rc = save(dir, "config.json", c, err);
   c = NULL;
   if (rc) goto out;
-  CHI_TRY(save(dir, "tokenizer.json", tokenizer(m->net.decoder.vocab, m->image_token), err));
+  if (o && o->tokenizer)
+    CHI_TRY(borrow_tokenizer(&tok, o->tokenizer, m->net.decoder.vocab, m->image_token, err));
+  else
+    tok = tokenizer(m->net.decoder.vocab, m->image_token);
+  rc = save(dir, "tokenizer.json", tok, err);
+  tok = NULL;
+  if (rc) goto out;
   CHI_TRY(save(dir, "tokenizer_config.json",
                json_pack("{s:s,s:s,s:s}", "bos_token", "<s>", "eos_token", "</s>", "unk_token", "<unk>"), err));
   if (m->net.has_vision) CHI_TRY(save(dir, "preprocessor_config.json", preprocessor(m->net.vision.image_w), err));
   CHI_TRY(write_weights(&all, path, seed, err));
 out:
   json_decref(c);
+  json_decref(tok);
   chi_model_free(m);
   chi_free(all.e);
   return rc;

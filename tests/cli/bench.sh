@@ -18,5 +18,9 @@ check 'bench growth has three points' sh -c "[ \$(wc -l <'$T/growth/growth.csv')
 check 'bench growth draws' sh -c "ls '$T/growth/growth-layers.png' '$T/growth/growth-text.png' '$T/growth/growth-picture.png' >'$T/out'"
 check 'bench growth removes its models' sh -c "[ ! -e '$T/growth/growth-model' ]"
 works 'synth with other sizes' synth tiny-llava "$T/small" --layers 2 --image 56
+works 'synth with a tokenizer' synth tiny-llava "$T/words" --tokenizer "$T/small/tokenizer.json"
+works 'a model of that tokenizer answers' ask "$T/words" "$picture" 'What is it?' --max-new 1
+fails 1 'is no tokenizer.json' 'a tokenizer that is none' synth tiny-llava "$T/none" --tokenizer "$T/small/config.json"
+fails 1 'the shape' 'a tokenizer too large' synth tiny-llava "$T/none" --tokenizer models/demo/tokenizer.json
 check 'two layers, sixteen rows' sh -c "'$chiasm' info '$T/small' | grep -q '4x4, 16 rows'"
 fails 1 'cannot have another size' 'a picture of a text model' synth tiny-llama "$T/none" --image 56
