@@ -45,13 +45,18 @@ chain() { # NAME ARGUMENTS...: up to 100 edits, one on top of the other, and 500
     --untouched models/demo/eval/items.jsonl --untouched-limit 500 "$@"
 }
 
-# Settings, the best of those tried on the dev edits and then frozen.
-multedit='--method multedit --layer 2 --stop 0.2'
+# Settings, the best of those tried on the dev edits and then frozen; NAME_1: those of the first round where the second chose others.
+multedit='--method multedit --layer 0 --stop 0.02'
+multedit_1='--method multedit --layer 2 --stop 0.2'
 rome="--method rome --moments $moments --layer 2 --stop 0.2"
-memit="--method memit --moments $moments --layer 1-2 --stop 0.2"
-ft='--method ft --preset unconstrained --layer 9 --lr 4e-3 --stop 0.2'
-ftc='--method ft --preset constrained --layer 9 --lr 4e-3 --max-change 2e-2 --stop 0.2'
-lora='--method lora --layer 9 --lr 2e-2 --stop 0.2'
+memit="--method memit --moments $moments --layer 0-1 --stop 0.2"
+memit_1="--method memit --moments $moments --layer 1-2 --stop 0.2"
+ft='--method ft --preset unconstrained --layer 9 --lr 4e-3 --stop 0.02'
+ft_1='--method ft --preset unconstrained --layer 9 --lr 4e-3 --stop 0.2'
+ftc='--method ft --preset constrained --layer 9 --lr 4e-3 --max-change 4e-2 --stop 0.2'
+ftc_1='--method ft --preset constrained --layer 9 --lr 4e-3 --max-change 2e-2 --stop 0.2'
+lora='--method lora --layer 5 --lr 1e-2 --stop 0.2'
+lora_1='--method lora --layer 9 --lr 2e-2 --stop 0.2'
 bias='--method bias --goal 0.8'
 ike='--method ike --preset bare'
 released='--method multedit --preset released'
@@ -122,6 +127,13 @@ equal() { # eight settings of each method
 main_runs() {
   try counterfactual multedit $multedit --trace
   for set in correction insertion; do try $set multedit $multedit; done
+  try counterfactual multedit-1 $multedit_1 --trace
+  for set in correction insertion; do try $set multedit-1 $multedit_1; done
+  for set in counterfactual correction insertion; do try $set ft-1 $ft_1; done
+  try counterfactual memit-1 $memit_1
+  try counterfactual ftc-1 $ftc_1
+  try counterfactual lora-1 $lora_1
+  try counterfactual random-1 $multedit_1 --random-site
   for set in counterfactual correction insertion; do
     try $set ft $ft
     try $set ftc $ftc
@@ -171,7 +183,7 @@ dev_table() { # STAGE EVERY TITLE
 bias_and_best() { # SET: the bias edit less the method with the largest headline (M6)
   set=$1
   [ -s "$out/test/bias-$set.jsonl" ] || return 0
-  best=$(awk -F, '$2 == "headline" && $1 !~ /^(none|bias|random|released)$/ && $3 > most { most = $3; name = $1 } END { print name }' "$keep/$set.csv")
+  best=$(awk -F, '$2 == "headline" && $1 !~ /^(none|bias|random|released)$|-1$/ && $3 > most { most = $3; name = $1 } END { print name }' "$keep/$set.csv")
   [ -n "$best" ] || return 0
   "$chiasm" eval compare --draws "$draws" $sets/$set.jsonl --split test --limit 200 bias="$out/test/bias-$set.jsonl" \
     $best="$out/test/$best-$set.jsonl" --against $best --compare bias --csv "$out/bias-$set.csv" >/dev/null
@@ -198,20 +210,24 @@ tables() { # what the page speaks of, beside it: tables.md, every number as CSV,
   dev_table equal 2 'Dev edits, second round: thirty, eight settings a method'
   for set in counterfactual correction insertion; do
     rows=
-    for m in none multedit rome memit ft ftc lora ike bias random released; do
+    for m in none multedit rome memit ft ftc lora ike bias random released multedit-1 memit-1 ft-1 ftc-1 lora-1 random-1; do
       [ -s "$out/test/$m-$set.jsonl" ] && rows="$rows $m=$out/test/$m-$set.jsonl"
     done
-    [ -s "$out/test/multedit-$set.jsonl" ] || continue
+    against=
+    for m in multedit-1 multedit; do [ -s "$out/test/$m-$set.jsonl" ] && against=$m; done
+    [ -n "$against" ] || continue
     tested=
     for m in ft ftc; do [ -s "$out/test/$m-$set.jsonl" ] && tested="$tested${tested:+,}$m"; done
-    "$chiasm" eval compare --draws "$draws" $sets/$set.jsonl --split test --limit 200 $rows --against multedit ${tested:+--compare $tested} \
+    "$chiasm" eval compare --draws "$draws" $sets/$set.jsonl --split test --limit 200 $rows --against $against ${tested:+--compare $tested} \
       --csv "$keep/$set.csv" --figure "$keep/$set.png" --title "$set edits of the demo model" >"$out/$set.txt"
     printf '\n## Test edits: %s\n\n' $set >>"$page"
     markdown "$keep/$set.csv" "$main_columns" "$main_heads" >>"$page"
     echo >>"$page"
-    markdown "$keep/$set.csv" "$rest_columns" "$rest_heads" multedit >>"$page"
-    ! grep -q 'own less donor' "$out/$set.txt" ||
-      printf '\nTracing effect and p(target), rank correlation over edits: %s.\n' "$(grep 'own less donor' "$out/$set.txt" | sed 's/^ *//')" >>"$page"
+    markdown "$keep/$set.csv" "$rest_columns" "$rest_heads" $against >>"$page"
+    ! grep -q 'own less donor' "$out/$set.txt" || {
+      printf '\nRank correlation over edits, tracing effect at the edited cell and p(target):\n\n'
+      grep 'own less donor' "$out/$set.txt" | sed 's/^ */- /'
+    } >>"$page"
     bias_and_best $set
   done
   keys_table
