@@ -3,17 +3,17 @@
 #
 #   docs/studies/attribution/run.sh [OUT]      from the repository root; study-run/attribution
 #
-# CHIASM names the program (build/chiasm). KEEP: where tables and figures go, else here. EVERY: what is costly is done for every
-# so many pictures (10; 1 = all). ITEMS and ITEMS_NO_ATTENTION: masked items of the fair test that are used, from the first by id
-# (0 = all). In miniature: LIMIT=N takes N items of everything, ASK names explainers (all), COSTLY the costly ones of them. It can
-# be stopped with anything: the same command goes on where it was.
+# CHIASM names the program (build/chiasm). KEEP: where tables and figures go, else here. COSTLY: what is done for every so many
+# pictures (EVERY: 10; 1 = all) and not for all of them: names of explainers, and curves (deletion and insertion, the default).
+# ITEMS and ITEMS_NO_ATTENTION: masked items of the fair test that are used, from the first by id (0 = all). In miniature: LIMIT=N
+# takes N items of everything, ASK names explainers (all). It can be stopped with anything: the same command goes on where it was.
 set -eu
 chiasm=${CHIASM:-build/chiasm}
 out=${1:-study-run/attribution}
 keep=${KEEP:-docs/studies/attribution}
 items=models/demo/eval/items.jsonl
 ask=${ASK:-all}
-costly=${COSTLY:-remove-zero,remove-mean,remove-blur,remove-noise,occlude,integrated-gradients,curves}
+costly=${COSTLY:-curves}
 cheap=increase,increase-top,increase-picture,all-heads,attention,rollout,relevancy,attribution-patching,lens,cut-text
 cheap=$cheap,cut-last,random,centre
 limit=${LIMIT:+--limit $LIMIT}
