@@ -75,7 +75,7 @@ if wanted main || wanted maps; then
 fi
 if wanted main; then
   study main contributions,attribute,predict "$out/main.jsonl" --model "$model"
-  report main contributions-late
+  report main
 fi
 # shellcheck disable=SC2086
 if wanted maps; then
