@@ -8,7 +8,7 @@
   patches    of that only PyTorch's forward passes, whole and with one patch removed
   attribute  `chiasm bench attribute`: all heads beside a forward pass; patches removed one by one (a sample of them, and
              scaled to all), their vectors and their edges to the text, against PyTorch's pass a patch
-  edit       one MultEdit of the preset's steps, none saved by stopping early (random weights learn nothing): time in
+  edit       one MultEdit of the preset's steps, none saved by stopping early: time in
              forward passes, memory beside the packed weights
 
 The two sides are never in memory together. With --cache chiasm's weights are packed before anything is timed.
@@ -91,7 +91,7 @@ def edit(o, kept):
     else:
         one = chiasm(o, "bench", "prefill", o.model, "--rows", first["rows"], "--runs", o.runs)[2]["rows"][0]["median_seconds"]
     with tempfile.TemporaryDirectory() as tmp:
-        t, gb, j = chiasm(o, "edit", o.model, o.picture, o.text, "--target", o.words, "-o", pathlib.Path(tmp) / "x.delta")
+        t, gb, j = chiasm(o, "edit", o.model, o.picture, o.text, "--target", o.words, "--stop", 0, "-o", pathlib.Path(tmp) / "x.delta")
     kept["edit"] = {"seconds": t, "gb": gb, "ask": load, "ask_24": asked, "steps": j["fit"]["steps"]}
     print(f"  ask, 1 token: {load:.2f} s; 24 tokens: {asked:.2f} s; edit of {j['fit']['steps']} steps with its two answers: {t:.2f} s",
           flush=True)

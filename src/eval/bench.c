@@ -175,6 +175,7 @@ static double roof(double gflop, double gb, double fma, double read) {
 /* ---- products -------------------------------------------------------------------------------------------- */
 typedef struct size3 {
   int64_t m, n, k;
+  bool back; /* the product of gradients: rows of n through the transposed matrix */
 } size3;
 
 static int bench_product(chi_bench *b, size3 s, chi_compute compute, chi_err *err) {
@@ -185,7 +186,8 @@ static int bench_product(chi_bench *b, size3 s, chi_compute compute, chi_err *er
   limits lim = {0};
   char what[96];
   void *src = chi_calloc((size_t)(s.n * s.k), chi_dtype_size(store), err);
-  float *x = chi_calloc((size_t)(s.m * s.k), sizeof *x, err), *y = chi_calloc((size_t)(s.m * s.n), sizeof *y, err);
+  int64_t from = s.back ? s.n : s.k, to = s.back ? s.k : s.n;
+  float *x = chi_calloc((size_t)(s.m * from), sizeof *x, err), *y = chi_calloc((size_t)(s.m * to), sizeof *y, err);
   chi_mat *w = chi_calloc(count, sizeof *w, err);
   CHI_TRY(src && x && y && w ? 0 : CHI_ERR_MEMORY);
   for (int64_t i = 0; i < s.n * s.k; i++) {
@@ -195,11 +197,12 @@ static int bench_product(chi_bench *b, size3 s, chi_compute compute, chi_err *er
     else
       ((chi_bf16 *)src)[i] = chi_bf16_from_f32(v);
   }
-  for (int64_t i = 0; i < s.m * s.k; i++) x[i] = (float)((uint32_t)i * 2246822519u >> 16) * 0x1p-16f - 0.5f;
+  for (int64_t i = 0; i < s.m * from; i++) x[i] = (float)((uint32_t)i * 2246822519u >> 16) * 0x1p-16f - 0.5f;
   for (; made < count; made++) CHI_TRY(chi_mat_pack(&w[made], src, store, s.n, s.k, s.k, compute, err));
   for (int i = -1; i < runs; i++) { /* the first one warms up */
     double at = now();
-    CHI_TRY(chi_gemm(&w[(size_t)(i + 1) % count], x, s.k, y, s.n, s.m, NULL, err));
+    const chi_mat *one_of = &w[(size_t)(i + 1) % count];
+    CHI_TRY(s.back ? chi_gemm_t(one_of, x, from, y, to, s.m, err) : chi_gemm(one_of, x, from, y, to, s.m, NULL, err));
     if (i >= 0) t[i] = now() - at;
     sample_fma(&lim, compute);
     CHI_TRY(sample_read(&lim, err));
@@ -207,8 +210,8 @@ static int bench_product(chi_bench *b, size3 s, chi_compute compute, chi_err *er
   }
   double fma = median_or_0(lim.fma, lim.n_fma), read = median_or_0(lim.gbs, lim.n_gbs);
   double gflop = 2e-9 * (double)s.m * (double)s.n * (double)s.k;
-  snprintf(what, sizeof what, "%s %lld x %lld x %lld", compute == CHI_COMPUTE_F32 ? "f32" : "bf16", (long long)s.m,
-           (long long)s.n, (long long)s.k);
+  snprintf(what, sizeof what, "%s %lld x %lld x %lld%s", compute == CHI_COMPUTE_F32 ? "f32" : "bf16", (long long)s.m,
+           (long long)s.n, (long long)s.k, s.back ? ", back" : "");
   CHI_TRY(add_row(b, what, t, runs, gflop, roof(gflop, 1e-9 * (double)one, fma, read), "GFLOP/s", err));
 out:
   limits_free(&lim);
@@ -221,7 +224,8 @@ out:
 }
 
 int chi_bench_gemm(chi_bench *b, chi_err *err) {
-  static const size3 sizes[] = {{640, 11008, 4096}, {640, 4096, 4096}, {64, 4096, 4096}, {1, 4096, 4096}};
+  static const size3 sizes[] = {{640, 11008, 4096, false}, {640, 4096, 4096, false}, {64, 4096, 4096, false},
+                                {15, 11008, 4096, false},  {15, 11008, 4096, true},  {1, 4096, 4096, false}};
   int rc = 0;
   for (size_t i = 0; rc == 0 && i < sizeof sizes / sizeof *sizes; i++) {
     rc = bench_product(b, sizes[i], CHI_COMPUTE_BF16, err);
