@@ -29,8 +29,12 @@ typedef struct chi_ahead {
   int64_t step;
   int mine, tiles;
 } chi_ahead;
-static inline const char *chi_ahead_at(const chi_ahead *a, int64_t k0, const void *b) {
-  return k0 / 32 % a->tiles == a->mine ? a->at + k0 / 32 * a->step : (const char *)b;
+/* For the blocks of a call in turn, on the tile's own copy: 2 KB to ask for with block b. */
+static inline const char *chi_ahead_next(chi_ahead *a, const void *b) {
+  const char *next = a->mine == 0 ? a->at : (const char *)b;
+  a->mine = (a->mine == 0 ? a->tiles : a->mine) - 1;
+  a->at += a->step;
+  return next;
 }
 /* bf16: per 32-block of k two chains (even, odd), added together, then to c. a holds values already rounded to bf16:
  * f32 a[k][lda], or, where the table has a row_bf16, bf16 a[rows][lda] as that function made them.

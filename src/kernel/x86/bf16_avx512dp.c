@@ -40,9 +40,10 @@ DP_FN __m512bh odds(__m512i first, __m512i second) {
 DP_FN void tile(int rows, int64_t k, const int32_t *x, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
                 chi_tile_mode mode, const chi_ahead *ahead) {
   const __m512 zero = _mm512_setzero_ps();
+  chi_ahead near = *ahead;
   bool set = mode == CHI_TILE_SET;
   for (int64_t k0 = 0; k0 < k; k0 += 32, b += 1024, set = false) {
-    const char *next = chi_ahead_at(ahead, k0, b);
+    const char *next = chi_ahead_next(&near, b);
     ROWS6(ZERO)
     for (int q = 0; q < 8; q++, x += 2) {
       const chi_bf16 *p = b + (size_t)q * 64;

@@ -108,9 +108,10 @@ LANE_FN __m512 odd_of(__m512i pairs) {
 LANE_FN void tile_bf16(int rows, int64_t k, const float *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
                        chi_tile_mode mode, const chi_ahead *ahead) {
   const __m512 zero = _mm512_setzero_ps();
+  chi_ahead near = *ahead;
   bool set = mode == CHI_TILE_SET;
   for (int64_t k0 = 0; k0 < k; k0 += 32, b += 1024, set = false) {
-    const char *next = chi_ahead_at(ahead, k0, b);
+    const char *next = chi_ahead_next(&near, b);
     ROWS6(PAIR_ZERO)
     for (int p = 0; p < 16; p++, a += 2 * lda) {
       __m512i w0 = _mm512_loadu_si512(b + p * 32), w1 = _mm512_loadu_si512(b + 512 + p * 32);
