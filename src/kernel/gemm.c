@@ -28,6 +28,8 @@ typedef struct gemm_job {
   const float *bias;
   int64_t n, k; /* outputs and inputs of this product */
   int64_t mr, row_block, row_blocks, run;
+  chi_bf16 *packed; /* [m][kp] as the tiles read them, or NULL: each task packs its rows */
+  int64_t kp;
   atomic_int failed;
 } gemm_job;
 
@@ -52,6 +54,11 @@ static void pack_tile(const gemm_job *j, float *out, int64_t lda, int64_t r0, in
   chi_interleave(out, lda, src, rows, kn, j->w->compute == CHI_COMPUTE_BF16);
   for (int64_t k = kn; k < kp; k++)
     for (int64_t r = 0; r < rows; r++) out[k * lda + r] = 0.0f;
+}
+
+static void pack_row(void *ud, int64_t r) {
+  const gemm_job *j = ud;
+  j->t->row_bf16(j->packed + r * j->kp, row_of(j, r), j->k, j->kp);
 }
 
 /* Transposed products: rows [k0, k0+kn) of the packed matrix, columns of `panel`, in the layout that a tile reads. */
@@ -90,18 +97,21 @@ static chi_ahead ahead_of(const gemm_job *j, const char *b, int64_t panel, int64
 }
 
 /* All row tiles of one block past columns [ks, ks+kn) of a packed chunk that starts at k0. Tile r is at a + r*kp. */
-static void run_panel(const gemm_job *j, const float *a, int64_t lda, int64_t rows, int64_t kp, const char *b,
-                      chi_dtype store, int64_t k0, int64_t ks, int64_t kn, float *c, int64_t ldc, chi_ahead ahead) {
+static void run_panel(const gemm_job *j, const float *a, int64_t r0, int64_t lda, int64_t rows, int64_t kp,
+                      const char *b, chi_dtype store, int64_t k0, int64_t ks, int64_t kn, float *c, int64_t ldc,
+                      chi_ahead ahead) {
   const int64_t line = CHI_PANEL * (store == CHI_F32 ? 4 : 2);
   for (int64_t r = 0; r < rows; r += lda) {
     int some = (int)chi_min64(lda, rows - r);
     const float *at = a + r * kp + ks * lda;
-    const chi_bf16 *at16 = (const chi_bf16 *)(const void *)(a + r * kp) + ks; /* if they lie as rows of bf16 */
+    const chi_bf16 *at16 = j->packed ? j->packed + (r0 + r) * j->kp + k0 + ks /* if they lie as rows of bf16 */
+                                     : (const chi_bf16 *)(const void *)(a + r * kp) + ks;
     float *ct = c + r * ldc;
     if (j->w->compute == CHI_COMPUTE_BF16) {
       bool lie = packs_rows(j);
-      j->t->tile_bf16(some, chi_ceil_div(kn, 32) * 32, lie ? (const void *)at16 : at, lie ? kp : lda,
-                      (const chi_bf16 *)(const void *)b, ct, ldc, k0 + ks == 0 ? CHI_TILE_SET : CHI_TILE_ADD, &ahead);
+      j->t->tile_bf16(some, chi_ceil_div(kn, 32) * 32, lie ? (const void *)at16 : at,
+                      lie ? (j->packed ? j->kp : kp) : lda, (const chi_bf16 *)(const void *)b, ct, ldc,
+                      k0 + ks == 0 ? CHI_TILE_SET : CHI_TILE_ADD, &ahead);
       if (ahead.tiles > 1) ahead.mine++;
       continue;
     }
@@ -154,7 +164,7 @@ static void gemm_task(void *ud, int64_t i) {
   int64_t chunk = j->transposed ? K_STEP : A_FLOATS / padded / K_STEP * K_STEP;
   if (chunk < K_STEP) chunk = K_STEP;
   chunk = chi_min64(chunk, chi_ceil_div(j->k, K_STEP) * K_STEP);
-  size_t a_len = (size_t)(padded * chunk), edge_len = (size_t)(rows * CHI_PANEL);
+  size_t a_len = j->packed ? 0 : (size_t)(padded * chunk), edge_len = (size_t)(rows * CHI_PANEL);
   float *a = chi_scratch((a_len + edge_len + (size_t)K_STEP * CHI_PANEL) * sizeof *a);
   if (a == NULL) {
     atomic_store(&j->failed, 1);
@@ -167,7 +177,8 @@ static void gemm_task(void *ud, int64_t i) {
   for (int64_t k0 = 0; k0 < j->k; k0 += chunk) {
     int64_t kn = chi_min64(chunk, j->k - k0);
     int64_t kp = j->w->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(kn, 32) * 32 : kn;
-    for (int64_t r = 0; r < rows; r += lda) pack_tile(j, a + r * kp, lda, r0 + r, chi_min64(lda, rows - r), k0, kn, kp);
+    for (int64_t r = 0; r < rows && !j->packed; r += lda)
+      pack_tile(j, a + r * kp, lda, r0 + r, chi_min64(lda, rows - r), k0, kn, kp);
     for (int64_t p = p0; p < p1; p++) {
       bool whole = (p + 1) * CHI_PANEL <= j->n;
       float *c = whole ? j->y + r0 * j->ldy + p * CHI_PANEL : edge;
@@ -176,7 +187,7 @@ static void gemm_task(void *ud, int64_t i) {
         int64_t step = chi_min64(most, kn - ks);
         chi_dtype store = j->w->store;
         const char *b = ready_panel(j, made, p, k0 + ks, step, rows > 2 * lda, &store);
-        run_panel(j, a, lda, rows, kp, b, store, k0, ks, step, c, ldc,
+        run_panel(j, a, r0, lda, rows, kp, b, store, k0, ks, step, c, ldc,
                   ahead_of(j, b, p, k0 + ks, chi_ceil_div(rows, lda)));
       }
       if (k0 + kn == j->k) finish_panel(j, p, r0, rows, c, ldc);
@@ -198,6 +209,11 @@ static int gemm_run(gemm_job *j, chi_err *err) {
   if (j->run < 2) j->run = 2;
   if (j->run > MAX_RUN) j->run = MAX_RUN;
   int64_t tasks = chi_ceil_div(panels, j->run) * j->row_blocks;
+  if (packs_rows(j) && tasks > 2 * j->row_blocks) { /* else they would be packed by each task of a row block */
+    j->kp = chi_ceil_div(j->k, 32) * 32;
+    j->packed = chi_scratch_shared((size_t)(j->m * j->kp) * sizeof *j->packed);
+    if (j->packed) chi_parallel_for(j->m, pack_row, j);
+  }
   if (tasks == 1 || (double)j->m * (double)j->n * (double)j->k < SERIAL_MACS) {
     unsigned saved = chi_fp_begin();
     for (int64_t i = 0; i < tasks; i++) gemm_task(j, i);

@@ -1,12 +1,15 @@
-/* One growable scratch buffer per thread, so that no kernel allocates in its loops. */
+/* Two growable scratch buffers per thread, so that no kernel allocates in its loops. */
 #include <pthread.h>
 #include <stdlib.h>
 
 #include "kernel/table.h"
 
-typedef struct scratch {
+typedef struct buffer {
   void *p;
   size_t cap;
+} buffer;
+typedef struct scratch {
+  buffer own, shared;
 } scratch;
 
 static pthread_key_t scratch_key;
@@ -15,13 +18,14 @@ static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
 
 static void scratch_free(void *ud) {
   scratch *s = ud;
-  if (s != NULL) free(s->p);
+  if (s != NULL) free(s->own.p);
+  if (s != NULL) free(s->shared.p);
   free(s);
 }
 
 static void scratch_make_key(void) { scratch_key_made = pthread_key_create(&scratch_key, scratch_free) == 0; }
 
-void *chi_scratch(size_t bytes) {
+static scratch *mine(void) {
   if (pthread_once(&scratch_once, scratch_make_key) != 0 || !scratch_key_made) return NULL;
   scratch *s = pthread_getspecific(scratch_key);
   if (s == NULL) {
@@ -31,12 +35,26 @@ void *chi_scratch(size_t bytes) {
       return NULL;
     }
   }
-  if (s->cap >= bytes && s->p != NULL) return s->p;
+  return s;
+}
+
+static void *grown(buffer *b, size_t bytes) {
+  if (b->cap >= bytes && b->p != NULL) return b->p;
   if (bytes > SIZE_MAX / 2) return NULL;
   size_t cap = (bytes + bytes / 4 + 4096) & ~(size_t)4095;
-  free(s->p);
-  s->cap = 0;
-  s->p = aligned_alloc(4096, cap);
-  if (s->p != NULL) s->cap = cap;
-  return s->p;
+  free(b->p);
+  b->cap = 0;
+  b->p = aligned_alloc(4096, cap);
+  if (b->p != NULL) b->cap = cap;
+  return b->p;
+}
+
+void *chi_scratch(size_t bytes) {
+  scratch *s = mine();
+  return s ? grown(&s->own, bytes) : NULL;
+}
+
+void *chi_scratch_shared(size_t bytes) {
+  scratch *s = mine();
+  return s ? grown(&s->shared, bytes) : NULL;
 }

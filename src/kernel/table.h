@@ -84,6 +84,8 @@ void chi_turn_bf16(chi_bf16 *dst, const chi_bf16 *src); /* the table's, in plain
 /* The calling thread's scratch, 64-byte aligned, at least `bytes`, contents undefined; valid until the thread's next
  * call. NULL when memory is out. Freed when the thread ends. */
 void *chi_scratch(size_t bytes);
+/* A second one, for what the tasks of one call read together. */
+void *chi_scratch_shared(size_t bytes);
 
 /* out[k][lda]: column i of the n rows (k floats each) becomes out[i*lda .. +n); rounded to bf16 on request. This is the
  * layout of a product tile's first operand. */
