@@ -97,7 +97,7 @@ def edit(o, kept):
           flush=True)
     print(f"  forward pass: {one:.2f} s", flush=True)
     start = load - one
-    passes, bare = (t - start) / one, (t - start - 2 * (asked - start) - 2 * one) / one  # p(target) is a pass of its own
+    passes, bare = (t - start) / one, (t - start - 2 * (asked - start)) / one  # p of one token comes with the answer
     say(f"one MultEdit of {j['fit']['steps']} steps", f"{bare:.1f} forward passes, {passes:.1f} with the answers before and after",
         "<= 6", bare <= 6)
     if o.cache:

@@ -357,12 +357,32 @@ static int on_logits(void *ud, int capture, int32_t i, const float *x, int64_t n
   return 0;
 }
 
-static int greedy(char *said, size_t cap, const chi_model *m, const chi_prompt *p, chi_err *err) {
+/* The greedy answer, and what its steps tell about the target: while they have followed it, their logits are those of
+ * its next token. */
+typedef struct answer_job {
+  const int32_t *target;
+  int32_t n_target, known; /* target tokens whose log p is known */
+  bool follows;
+  double sum, first;
+} answer_job;
+
+static int on_step(void *ud, int32_t step, int32_t token, const float *logits, int64_t vocab) {
+  answer_job *j = ud;
+  if (!j->follows || step >= j->n_target) return 0;
+  double lp = (double)logits[j->target[step]] - chi_logsumexp(logits, vocab);
+  j->sum += lp;
+  if (step == 0) j->first = lp;
+  j->known++;
+  j->follows = token == j->target[step];
+  return 0;
+}
+
+static int greedy(char *said, size_t cap, answer_job *j, const chi_model *m, const chi_prompt *p, chi_err *err) {
   int rc = 0;
   int32_t id[24], n = 0;
   char *text = NULL;
   chi_input in = chi_prompt_input(p);
-  chi_gen_opts g = {.max_new = 24, .eos = m->eos, .n_eos = m->n_eos};
+  chi_gen_opts g = {.max_new = 24, .eos = m->eos, .n_eos = m->n_eos, .on_token = on_step, .ud = j};
   CHI_TRY(chi_generate(&m->net, &in, &g, id, &n, NULL, err));
   CHI_TRY(chi_decode(m->tok, id, (size_t)n, true, &text, err));
   const char *s = text + strspn(text, " \n\t");
@@ -374,31 +394,43 @@ out:
   return rc;
 }
 
-int chi_edit_measure(chi_edit_probe *out, const chi_model *m, const chi_prompt *p, const int32_t *target,
-                     int32_t n_target, chi_err *err) {
+/* log p of the target's tokens by a run over prompt and target. */
+static int target_logp(logp_job *j, const chi_model *m, const chi_request *r, chi_err *err) {
   int rc = 0, root, id;
   int32_t *tokens = NULL, *rows = NULL;
   chi_plan *plan = NULL;
   chi_input in;
-  chi_request r = {.prompt = p, .target = target, .n_target = n_target};
-  logp_job j = {.target = target};
-  CHI_TRY(check_request(m, &r, err));
-  CHI_TRY(chi_request_input(&in, &tokens, &r, err));
-  CHI_TRY((rows = chi_calloc((size_t)n_target, sizeof *rows, err)) ? 0 : CHI_ERR_MEMORY);
-  for (int32_t i = 0; i < n_target; i++) rows[i] = p->n_rows - 1 + i;
+  CHI_TRY(chi_request_input(&in, &tokens, r, err));
+  CHI_TRY((rows = chi_calloc((size_t)r->n_target, sizeof *rows, err)) ? 0 : CHI_ERR_MEMORY);
+  for (int32_t i = 0; i < r->n_target; i++) rows[i] = r->prompt->n_rows - 1 + i;
   CHI_TRY(chi_plan_new(&plan, err));
   CHI_TRY(chi_plan_root(plan, &in, &root, err));
   chi_capture c = {
-      .branch = root, .stack = CHI_DECODER, .site = CHI_SITE_LOGITS, .layer = -1, .rows = rows, .n_rows = n_target};
+      .branch = root, .stack = CHI_DECODER, .site = CHI_SITE_LOGITS, .layer = -1, .rows = rows, .n_rows = r->n_target};
   CHI_TRY(chi_plan_capture(plan, &c, &id, err));
-  chi_run_opts o = {.on_capture = on_logits, .ud = &j};
+  chi_run_opts o = {.on_capture = on_logits, .ud = j};
   CHI_TRY(chi_run_plan(&m->net, plan, &o, err));
-  out->p = chi_exp64(j.sum);
-  out->first = chi_exp64(j.first);
-  CHI_TRY(greedy(out->said, sizeof out->said, m, p, err));
 out:
   chi_plan_free(plan);
   chi_free(tokens);
   chi_free(rows);
+  return rc;
+}
+
+int chi_edit_measure(chi_edit_probe *out, const chi_model *m, const chi_prompt *p, const int32_t *target,
+                     int32_t n_target, chi_err *err) {
+  int rc = 0;
+  chi_request r = {.prompt = p, .target = target, .n_target = n_target};
+  answer_job a = {.target = target, .n_target = n_target, .follows = true};
+  logp_job j = {.target = target};
+  CHI_TRY(check_request(m, &r, err));
+  CHI_TRY(greedy(out->said, sizeof out->said, &a, m, p, err));
+  if (a.known == n_target)
+    j.sum = a.sum, j.first = a.first;
+  else
+    CHI_TRY(target_logp(&j, m, &r, err));
+  out->p = chi_exp64(j.sum);
+  out->first = chi_exp64(j.first);
+out:
   return rc;
 }
