@@ -183,7 +183,7 @@ dev_table() { # STAGE EVERY TITLE
 bias_and_best() { # SET: the bias edit less the method with the largest headline (M6)
   set=$1
   [ -s "$out/test/bias-$set.jsonl" ] || return 0
-  best=$(awk -F, '$2 == "headline" && $1 !~ /^(none|bias|random|released)$|-1$/ && $3 > most { most = $3; name = $1 } END { print name }' "$keep/$set.csv")
+  best=$(awk -F, '$2 == "headline" && $1 !~ /^(none|bias|random|random-1|released)$/ && $3 > most { most = $3; name = $1 } END { print name }' "$keep/$set.csv")
   [ -n "$best" ] || return 0
   "$chiasm" eval compare --draws "$draws" $sets/$set.jsonl --split test --limit 200 bias="$out/test/bias-$set.jsonl" \
     $best="$out/test/$best-$set.jsonl" --against $best --compare bias --csv "$out/bias-$set.csv" >/dev/null
@@ -274,6 +274,7 @@ for stage in $stages; do
         eval "settings=\$$m"
         chain $m $settings
       done
+      chain multedit-1 $multedit_1
       ;;
     keys)
       for m in multedit rome; do

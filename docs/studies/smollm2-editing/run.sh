@@ -2,7 +2,7 @@
 # The whole study of docs/studies/smollm2-editing.md, from the repository root. What is finished is not done again.
 #   usage: sh docs/studies/smollm2-editing/run.sh nq_validation.json [OUT]
 # CHIASM: the program (build/chiasm). PYTHON: a Python with tools/ref/requirements.txt, for the same edits by PyTorch; "" leaves
-# them out. PEER: how many edits PyTorch makes of each method (36). FACTS=no: the edit set is not made again, only used.
+# them out. PEER: how many edits PyTorch makes of each method (100). FACTS=no: the edit set is not made again, only used.
 # MODEL, LAYERS (4-6), LIMIT (edits; 0 is all) and DRAWS: for a small run.
 set -eu
 nq=${1:?usage: run.sh nq_validation.json [OUT]}
@@ -45,7 +45,7 @@ for m in rome ft memit; do
   [ $m != ft ] || preset='--preset unconstrained'
   edit "$out/$m.jsonl" $(settings $m) $preset --before "$out/none.jsonl"
   [ -n "$python" ] || continue
-  "$python" tools/ref/edit_text_ref.py $here/facts.jsonl --model "$model" --split test --limit "${PEER:-36}" $(settings $m) \
+  "$python" tools/ref/edit_text_ref.py $here/facts.jsonl --model "$model" --split test --limit "${PEER:-100}" $(settings $m) \
     -o "$out/$m-torch.jsonl"
 done
 
