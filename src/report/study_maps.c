@@ -51,7 +51,10 @@ static int load_panel(maps *m, const char *site, int window, chi_err *err) {
     if (c == DIFF) continue;
     CHI_TRY(chii_matrix_of(&p->m[c], m->s, m->v, err, "trace/%s/%s/%s/w%d/%s/p", m->ask, m->corrupt, site, window,
                            kCol[c]));
-    if (c == OWN && !p->m[c].size) return 0;
+    if (c == OWN && !p->m[c].n) { /* no item of the view has it: a second bracket, a form without */
+      chii_matrix_free(&p->m[c]);
+      return 0;
+    }
     if (p->m[c].size && (p->m[c].ndim != 2 || p->m[c].dim[1] != CHI_STUDY_ROLES))
       return chi_fail(err, CHI_ERR_FORMAT, "maps of site '%s' are no maps by token role", site);
   }

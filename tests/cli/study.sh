@@ -29,12 +29,15 @@ works 'the same items with twins' study predict "$T/items.jsonl" --model "$tiny"
 for i in 1 2 3; do
   printf '{"id": "t%d", "image": "%s/picture.png", "question": "Is [this country] near [that river]?", "answer": "x", "entity": "E%d", "twins": {"named": {"question": "Is [Peru] near?", "answer": "x"}}}\n' $i "$PWD/$tiny" $i
 done >"$T/two.jsonl"
+printf '{"id": "t4", "form": "one", "image": "%s/picture.png", "question": "Is [this country] near?", "answer": "x", "entity": "E4"}\n' "$PWD/$tiny" >>"$T/two.jsonl"
 works 'two brackets and a twin' study trace,contributions,lens "$T/two.jsonl" --model "$tiny" --threads 1 --asks item,named --windows 1 --corrupt random --corrupt noise:3s,samples=1 -o "$T/brackets"
 works 'their report' report "$T/brackets" --draws 100 -o "$T/report"
 for what in 'item,random,mlp,1,own' 'item,random@1,attn,1,noise' 'item,random@2,hidden,1,own' 'item,"noise:3s' 'named,random,mlp,1,own' 'second words' 'all words' 'late patches'; do
   check "the report has $what" grep -q "$what" "$T/report/maps.csv"
 done
 check 'one bracket has nothing alone' sh -c "! grep -q 'named,random@' '$T/report/maps.csv'"
+works 'of a form without a second bracket' report "$T/brackets" --form one --keep-wrong --draws 100 -o "$T/report-one"
+check 'only of that form' sh -c "grep -q 'filtered,item,random,' '$T/report-one/maps.csv' && ! grep -q 'filtered,item,random@' '$T/report-one/maps.csv'"
 check 'the page has its figures' sh -c "[ \$(grep -c 'src=\"data:image/svg+xml;base64,' '$T/report/report.html') -ge 5 ]"
 works 'a report of everything' report "$T/all" --draws 100
 
