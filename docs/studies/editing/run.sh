@@ -217,7 +217,10 @@ tables() { # what the page speaks of, beside it: tables.md, every number as CSV,
     for m in multedit-1 multedit; do [ -s "$out/test/$m-$set.jsonl" ] && against=$m; done
     [ -n "$against" ] || continue
     tested=
-    for m in ft ftc; do [ -s "$out/test/$m-$set.jsonl" ] && tested="$tested${tested:+,}$m"; done
+    for m in ft ftc; do
+      [ -s "$out/test/$m-$set.jsonl" ] || m=$m-1
+      [ -s "$out/test/$m-$set.jsonl" ] && tested="$tested${tested:+,}$m"
+    done
     "$chiasm" eval compare --draws "$draws" $sets/$set.jsonl --split test --limit 200 $rows --against $against ${tested:+--compare $tested} \
       --csv "$keep/$set.csv" --figure "$keep/$set.png" --title "$set edits of the demo model" >"$out/$set.txt"
     printf '\n## Test edits: %s\n\n' $set >>"$page"
