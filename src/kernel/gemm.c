@@ -85,9 +85,9 @@ static void transpose_panel(const gemm_job *j, void *out, int64_t panel, int64_t
   }
 }
 
-/* What bf16 tiles ask for meanwhile. A product: the panel's own weights, kAhead bytes on (more tells little: at M = 4, 4096 x
- * 4096, none gives 12 GB/s, 2 KB 21, 4 KB 24, 8 KB 39, 16 KB 39 to 45). A transposed one: the same rows of the next panel,
- * whose blocks lie far apart, where no prefetcher of the hardware finds them. */
+/* What bf16 tiles ask for meanwhile. A product: the panel's own weights, kAhead bytes on (more tells little: at M = 4,
+ * 4096 x 4096, none gives 12 GB/s, 2 KB 21, 4 KB 24, 8 KB 39, 16 KB 39 to 45). A transposed one: the same rows of the
+ * next panel, whose blocks lie far apart, where no prefetcher of the hardware finds them. */
 static chi_ahead ahead_of(const gemm_job *j, const char *b, int64_t panel, int64_t k0, int64_t tiles) {
   int64_t kp = chi_ceil_div(j->w->k, 32) * 32;
   if (!j->transposed) return (chi_ahead){.at = b + kAhead, .step = 2048, .tiles = 1};

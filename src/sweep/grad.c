@@ -101,7 +101,8 @@ out:
   return rc;
 }
 
-/* Keys and values of the shared rows (of the longest input) and of each input's own constant rows; the live rows at l0. */
+/* Keys and values of the shared rows (of the longest input) and of each input's own constant rows; the live rows at
+ * l0. */
 static int want_rows(chi_grad *g, fill *f, chi_plan *p, const int *branch, int32_t longest, const int32_t *rows,
                      chi_err *err) {
   int rc = 0;

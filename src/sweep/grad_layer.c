@@ -223,7 +223,8 @@ void chii_give_weight(const tape *t, const chi_grad_step *st, int layer, chi_wei
 }
 
 /* ---- forward ----------------------------------------------------------------------------------------------------- */
-/* Edges of one query row that are cut: by the step, and by a sliding window. Rows and keys of `out` count within the input. */
+/* Edges of one query row that are cut: by the step, and by a sliding window. Rows and keys of `out` count within the
+ * input. */
 static int32_t cut_edges(const tape *t, const chi_grad_step *st, const chii_span *p, int layer, int32_t row,
                          chi_edge *out) {
   const chi_block_spec *s = t->s;
