@@ -42,7 +42,7 @@ void chi_tile_bf16_amx(int rows, int64_t k, const void *a, int64_t lda, const ch
   const size_t a_line = (size_t)lda * sizeof *up, c_line = (size_t)ldc * sizeof *c;
   float *c_low = c + 16 * ldc;
   const bool two = rows > 16;
-  chi_ahead near = *ahead;
+  (void)ahead; /* what it would gain was never measured: no such CPU was at hand */
   configure(rows);
   if (mode == CHI_TILE_SET) {
     TILE_ZERO(0);
@@ -58,8 +58,6 @@ void chi_tile_bf16_amx(int rows, int64_t k, const void *a, int64_t lda, const ch
     }
   }
   for (int64_t i = 0; i < k; i += 32, b += 1024) {
-    const char *next = chi_ahead_next(&near, b);
-    for (int line = 0; line < 32; line++) __builtin_prefetch(next + line * 64, 0, 3);
     TILE_LOAD(4, up + i, a_line);
     TILE_LOAD(6, b, 64);
     TILE_LOAD(7, b + 512, 64);
