@@ -4,7 +4,6 @@
 
 typedef struct args {
   int64_t layers, image;
-  chi_synth_opts size;
   const char *tokenizer;
   uint64_t seed;
   bool list;
@@ -29,8 +28,8 @@ static int run(cli *c, void *v, chi_err *err) {
   size_t n;
   const chi_synth_spec *specs = chi_synth_specs(&n);
   if (!a->list && c->n_pos != 2) return cli_usage(err, "synth needs a shape and a folder, or --list");
-  a->size = (chi_synth_opts){(int)a->layers, (int)a->image, a->tokenizer};
-  int rc = a->list ? 0 : chi_synth_write(c->pos[0], &a->size, c->pos[1], a->seed, err);
+  chi_synth_opts o = {.layers = (int)a->layers, .image = (int)a->image, .tokenizer = a->tokenizer};
+  int rc = a->list ? 0 : chi_synth_write(c->pos[0], &o, c->pos[1], a->seed, err);
   for (size_t i = 0; a->list && i < n; i++) chi_str_addf(&s, "%-15s %s\n", specs[i].name, specs[i].doc);
   if (!a->list) chi_str_addf(&s, "wrote %s\n", c->pos[1]);
   if (rc == 0) rc = cli_print(&s, err);

@@ -129,6 +129,13 @@ static void test_sums(void **state) { /* grouped keys; biases; parallel blocks; 
   check_sum("tests/fixtures/tiny-mistral", NULL, kText);
 }
 
+/* A question about a picture, and the picture's rows. */
+static void open_picture(chi_model **m, chi_prompt **p, int32_t **image, int32_t *n) {
+  open_prompt(m, p, "tests/fixtures/tiny-gqa", "tests/fixtures/tiny-gqa/picture.png",
+              "USER: <image>\nWhat is the capital of this country? ASSISTANT:");
+  assert_works(chi_select_rows(image, n, "image", *p, err));
+}
+
 /* Aggregations against their definitions, and the late patches' share at its ends. */
 static void test_aggregations(void **state) {
   (void)state;
@@ -136,9 +143,7 @@ static void test_aggregations(void **state) {
   chi_prompt *p = NULL;
   chi_contributions *c = NULL;
   int32_t *image = NULL, n = 0;
-  open_prompt(&m, &p, "tests/fixtures/tiny-gqa", "tests/fixtures/tiny-gqa/picture.png",
-              "USER: <image>\nWhat is the capital of this country? ASSISTANT:");
-  assert_works(chi_select_rows(&image, &n, "image", p, err));
+  open_picture(&m, &p, &image, &n);
   int32_t to[] = {p->n_rows - 4, p->n_rows - 1}, layer[] = {1};
   chi_contributions_opts o = {.from = image, .n_from = n, .to = to, .n_to = 2, .layers = layer, .n_layers = 1};
   double share, even;
@@ -188,9 +193,7 @@ static void test_rolled(void **state) {
   chi_prompt *p = NULL;
   chi_contributions *c = NULL, *d = NULL;
   int32_t *image = NULL, n = 0;
-  open_prompt(&m, &p, "tests/fixtures/tiny-gqa", "tests/fixtures/tiny-gqa/picture.png",
-              "USER: <image>\nWhat is the capital of this country? ASSISTANT:");
-  assert_works(chi_select_rows(&image, &n, "image", p, err));
+  open_picture(&m, &p, &image, &n);
   int32_t to[] = {p->n_rows - 1};
   size_t h = (size_t)m->net.vision.image_h, w = (size_t)m->net.vision.image_w, size = 3 * h * w * sizeof(float);
   float *as_it_is = malloc(size);
@@ -230,9 +233,7 @@ static void test_picture_controls(void **state) {
   chi_prompt *p = NULL;
   chi_contributions *c = NULL, *d = NULL;
   int32_t *image = NULL, n = 0;
-  open_prompt(&m, &p, "tests/fixtures/tiny-gqa", "tests/fixtures/tiny-gqa/picture.png",
-              "USER: <image>\nWhat is the capital of this country? ASSISTANT:");
-  assert_works(chi_select_rows(&image, &n, "image", p, err));
+  open_picture(&m, &p, &image, &n);
   int32_t to[] = {p->n_rows - 4, p->n_rows - 1};
   chi_contributions_opts o = {.from = image, .n_from = n, .to = to, .n_to = 2, .late = 3, .controls = true, .seed = 5};
   assert_works(chi_contributions_run(&c, m, p, &o, err));

@@ -212,35 +212,18 @@ typedef struct batch {
   chi_removal how;
   chi_plan *plan;
   int root;
-  int32_t *rows, *tokens; /* scratch [max(n patches, rows of a prompt)] */
-  float *value;           /* scratch [n patches][d] */
-  double *logp;           /* [sets of the plan][n] */
-  int32_t *at;            /* of each capture: its place in logp */
+  int32_t *rows; /* scratch [max(n patches, rows of a prompt)] */
+  float *value;  /* scratch [n patches][d] */
+  double *logp;  /* [sets of the plan][n] */
+  int32_t *at;   /* of each capture: its place in logp */
   chi_err *err;
 } batch;
 
 /* parent, but with question k's words. */
 static int add_question(batch *b, int k, int parent, int *branch) {
-  int rc = 0;
-  int32_t m = 0;
-  const chi_prompt *p = b->r[k]->prompt, *whole = b->r[b->longest]->prompt;
-  for (int32_t i = 0; i < p->n_rows; i++)
-    if (p->tokens[i] != whole->tokens[i]) {
-      b->rows[m] = i;
-      b->tokens[m++] = p->tokens[i];
-    }
-  *branch = parent;
-  if (m == 0) return 0;
-  CHI_TRY(chi_plan_child(b->plan, parent, branch, b->err));
-  chi_intervention iv = {.op = CHI_OP_TOKEN,
-                         .stack = CHI_DECODER,
-                         .site = CHI_SITE_EMBED,
-                         .rows = b->rows,
-                         .n_rows = m,
-                         .tokens = b->tokens};
-  CHI_TRY(chi_plan_intervene(b->plan, *branch, &iv, 0, b->err));
-out:
-  return rc;
+  const chi_prompt *p = b->r[k]->prompt;
+  return chi_plan_reword(b->plan, parent, b->r[b->longest]->prompt->tokens, p->tokens, p->n_rows, p->image_row,
+                         p->n_image, branch, b->err);
 }
 
 static int add_vectors(batch *b, const uint8_t *set, int *branch) {
@@ -388,9 +371,8 @@ static int remove_together(batch *b, const uint8_t *set, const uint8_t *asks, in
   chi_removal how = b->how;
   size_t room = (size_t)(r->n > r->prompt->n_rows ? r->n : r->prompt->n_rows), most = 0;
   b->rows = chi_calloc(room, sizeof *b->rows, b->err);
-  b->tokens = chi_calloc(room, sizeof *b->tokens, b->err);
   b->value = chi_calloc((size_t)r->n * (size_t)r->d, sizeof *b->value, b->err);
-  CHI_TRY(b->rows && b->tokens && b->value ? 0 : CHI_ERR_MEMORY);
+  CHI_TRY(b->rows && b->value ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(need_fill(r, how, b->err));
   /* bytes of the largest set: own pixels, own vectors, or next to nothing */
   for (int32_t s = 0; s < n_sets; s++) {
@@ -409,7 +391,6 @@ static int remove_together(batch *b, const uint8_t *set, const uint8_t *asks, in
   }
 out:
   chi_free(b->rows);
-  chi_free(b->tokens);
   chi_free(b->value);
   return rc;
 }

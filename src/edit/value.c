@@ -168,9 +168,7 @@ static int open_job(value_job *j, chi_err *err) {
   j->kl.init = chi_arena_array(&j->arena, (size_t)j->net->decoder.vocab, sizeof *j->kl.init, err);
   CHI_TRY(j->s && j->in && j->first && j->rows && j->loss_rows && j->grad && j->sum && j->kl.init ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(add_prompt(j, r->prompt, r->row, r, err));
-  for (size_t i = 0; i < r->n_context; i++) {
-    CHI_TRY(add_prompt(j, r->context[i].prompt, r->context[i].row, r, err));
-  }
+  for (size_t i = 0; i < r->n_context; i++) CHI_TRY(add_prompt(j, r->context[i].prompt, r->context[i].row, r, err));
   if (r->kl.prompt && j->h->kl > 0) {
     CHI_TRY(add_prompt(j, r->kl.prompt, r->kl.row, NULL, err));
     j->has_kl = true;

@@ -96,9 +96,9 @@ int chi_bench_growth(chi_growth_point out[CHI_GROWTH_POINTS], int *n, int points
   CHI_TRY(chi_path_join(path, sizeof path, dir, "growth-model", err));
   for (int i = 0; i < CHI_GROWTH_POINTS; i++) {
     if (i % four >= points) continue;
-    chi_synth_opts size = {.layers = kPoints[i].layers, .image = kPoints[i].side * kPatch};
+    chi_synth_opts shape = {.layers = kPoints[i].layers, .image = kPoints[i].side * kPatch};
     CHI_TRY(chi_progress("measuring", i, CHI_GROWTH_POINTS, err));
-    CHI_TRY(chi_synth_write("tiny-llava", &size, path, 0, err));
+    CHI_TRY(chi_synth_write("tiny-llava", &shape, path, 0, err));
     CHI_TRY(chi_model_open(&m, path, CHI_DTYPE_F32, err));
     out[*n] = (chi_growth_point){.axis = (chi_growth_axis)kPoints[i].axis};
     CHI_TRY(measure(&out[(*n)++], m, kPoints[i].letters, runs, mem, err));

@@ -65,6 +65,25 @@ int chi_plan_intervene(chi_plan *p, int branch, const chi_intervention *iv, int6
   return 0;
 }
 
+int chi_plan_reword(chi_plan *p, int parent, const int32_t *whole, const int32_t *tokens, int32_t n_rows,
+                    int32_t image_row, int32_t n_image, int *branch, chi_err *err) {
+  int32_t n = 0, *rows = chi_arena_array(&p->arena, (size_t)n_rows, sizeof *rows, err);
+  int32_t *ids = chi_arena_array(&p->arena, (size_t)n_rows, sizeof *ids, err);
+  if (!rows || !ids) return CHI_ERR_MEMORY;
+  for (int32_t r = 0; r < n_rows; r++) {
+    bool picture = r >= image_row && r < image_row + n_image;
+    if (picture || tokens[r] == whole[r]) continue;
+    rows[n] = r;
+    ids[n++] = tokens[r];
+  }
+  *branch = parent;
+  if (n == 0) return 0;
+  int rc = chi_plan_child(p, parent, branch, err);
+  chi_intervention iv = {
+      .op = CHI_OP_TOKEN, .stack = CHI_DECODER, .site = CHI_SITE_EMBED, .rows = rows, .n_rows = n, .tokens = ids};
+  return rc ? rc : chi_plan_intervene(p, *branch, &iv, 0, err);
+}
+
 int chi_plan_capture(chi_plan *p, const chi_capture *c, int *id, chi_err *err) {
   int rc = chi_grow((void **)&p->capture, &p->cap_captures, p->n_captures + 1, sizeof *p->capture, err);
   if (rc) return rc;

@@ -134,6 +134,10 @@ int chi_plan_root(chi_plan *p, const chi_input *in, int *branch, chi_err *err);
 int chi_plan_child(chi_plan *p, int parent, int *branch, chi_err *err);
 /* Copies the intervention and its arrays (value needs `width` columns per row; 0 where there is none). */
 int chi_plan_intervene(chi_plan *p, int branch, const chi_intervention *iv, int64_t width, chi_err *err);
+/* The branch that runs tokens [n_rows] where `parent` runs `whole` (n_rows ids at least): a child whose rows have other ids, or
+ * parent itself where none has. The picture's rows, n_image from image_row on, are its own whatever ids stand there. */
+int chi_plan_reword(chi_plan *p, int parent, const int32_t *whole, const int32_t *tokens, int32_t n_rows, int32_t image_row,
+                    int32_t n_image, int *branch, chi_err *err);
 /* Ask for a site's rows of a branch; for logits, CHI_SITE_LOGITS of the decoder. Returns the capture's index in *id. */
 int chi_plan_capture(chi_plan *p, const chi_capture *c, int *id, chi_err *err);
 

@@ -69,23 +69,7 @@ static int want(fill *f, chi_plan *p, int branch, chi_site site, int layer, cons
   return chi_plan_capture(p, &c, NULL, err);
 }
 
-/* Input i as a child of the longest one, its own tokens in their rows: the sweep then shares what both have. */
-static int add_child(chi_plan *p, int root, const chi_grad *g, int32_t longest, int32_t i, int *branch, chi_err *err) {
-  const chi_input *a = &g->in[longest], *b = &g->in[i];
-  int32_t n = 0, *rows = chi_arena_array(&p->arena, (size_t)b->n_rows, sizeof *rows, err);
-  int32_t *tokens = chi_arena_array(&p->arena, (size_t)b->n_rows, sizeof *tokens, err);
-  if (!rows || !tokens) return CHI_ERR_MEMORY;
-  for (int32_t r = 0; r < b->n_rows; r++)
-    if (!same_row(g->net, a, b, r)) {
-      rows[n] = r;
-      tokens[n++] = b->tokens[r];
-    }
-  int rc = chi_plan_child(p, root, branch, err);
-  chi_intervention iv = {
-      .op = CHI_OP_TOKEN, .stack = CHI_DECODER, .site = CHI_SITE_EMBED, .rows = rows, .n_rows = n, .tokens = tokens};
-  return rc || n == 0 ? rc : chi_plan_intervene(p, *branch, &iv, 0, err);
-}
-
+/* Inputs of the longest one's picture become its children: the sweep then shares what they have in common. */
 static int add_inputs(chi_grad *g, chi_plan *p, int *branch, int32_t *longest, chi_err *err) {
   int rc = 0;
   *longest = 0;
@@ -94,7 +78,8 @@ static int add_inputs(chi_grad *g, chi_plan *p, int *branch, int32_t *longest, c
   CHI_TRY(chi_plan_root(p, &g->in[*longest], &branch[*longest], err));
   for (int32_t i = 0; i < g->n_in; i++)
     if (i != *longest && same_picture(g->net, &g->in[i], &g->in[*longest]))
-      CHI_TRY(add_child(p, branch[*longest], g, *longest, i, &branch[i], err));
+      CHI_TRY(chi_plan_reword(p, branch[*longest], g->in[*longest].tokens, g->in[i].tokens, g->in[i].n_rows,
+                              g->in[i].image_row, g->in[i].pixels ? g->net->shape.n_image_rows : 0, &branch[i], err));
     else if (i != *longest)
       CHI_TRY(chi_plan_root(p, &g->in[i], &branch[i], err));
 out:
