@@ -28,13 +28,11 @@ static bool ask(double *p, const chi_model *m, const chi_delta *d) {
                        .tmpl = json_string_value(json_object_get(r, "template")),
                        .raw = json_is_true(json_object_get(r, "raw"))};
   chi_prompt *prompt = NULL;
-  chi_edit_probe probe = {0};
   int32_t *target = NULL, n = 0;
   chi_err err = {0};
+  *p = 0;
   bool ok = q && t && chi_prompt_make(&prompt, m, &o, &err) == 0 && (!image || chi_streq(sha, prompt->image_sha)) &&
-            chi_target_tokens(&target, &n, m, prompt, t, &err) == 0 &&
-            chi_edit_measure(&probe, m, prompt, target, n, &err) == 0;
-  *p = probe.p;
+            chi_target_tokens(&target, &n, m, prompt, t, &err) == 0 && chi_edit_p(p, m, prompt, target, n, &err) == 0;
   chi_prompt_free(prompt);
   chi_free(target);
   return ok;

@@ -209,7 +209,7 @@ static void test_raw(void **state) {
   (void)state;
   enum { kNew = 4 };
   rig r;
-  chi_jlog *log = NULL;
+  chi_jlog *log = NULL, *again = NULL;
   chi_prompt *p = NULL;
   chi_reply reply[3];
   chi_edit_probe probe;
@@ -239,6 +239,8 @@ static void test_raw(void **state) {
   assert_works(chi_edit_measure(&probe, r.m, p, target, n_target, err));
   r.o.raw = r.me.query.raw = true;
   r.set.item++, r.set.n = 1; /* the one in text */
+  chi_edit_ask known = {.question = "What is Peru?", .answer = word};
+  r.set.item->probe[CHI_PROBE_OTHER_TEXT] = &known, r.set.item->n_probe[CHI_PROBE_OTHER_TEXT] = 1;
   for (uint64_t seed = 0; seed < 4; seed++) {
     r.me.query.seed = seed;
     r.me.edit.layer_hi = -1;
@@ -248,6 +250,14 @@ static void test_raw(void **state) {
     assert_true(of(line, "p_before", NULL, NULL) == probe.p && of(line, "p_target", NULL, NULL) > 5 * probe.p);
     assert_true(of(line, "edit", "row", NULL) < p->n_rows && of(place, "edit", "row", NULL) < p->n_rows);
     assert_string_equal(json_string_value(json_object_get(place, "status")), "ok");
+    assert_true(of(line, "probes", "other_text", "right_before") == 1);
+    /* taken from that log instead: the same lines */
+    r.o.before = log;
+    assert_works(chi_jlog_open(&again, NULL, head, err));
+    assert_works(chi_edits_run(again, r.m, &r.set, &r.o, err));
+    assert_true(json_equal(chi_jlog_lines(log), chi_jlog_lines(again)));
+    chi_jlog_close(again);
+    r.o.before = NULL;
     chi_jlog_close(log);
   }
   r.set.item--;

@@ -417,6 +417,18 @@ out:
   return rc;
 }
 
+int chi_edit_p(double *p, const chi_model *m, const chi_prompt *prompt, const int32_t *target, int32_t n_target,
+               chi_err *err) {
+  int rc = 0;
+  chi_request r = {.prompt = prompt, .target = target, .n_target = n_target};
+  logp_job j = {.target = target};
+  CHI_TRY(check_request(m, &r, err));
+  CHI_TRY(target_logp(&j, m, &r, err));
+  *p = chi_exp64(j.sum);
+out:
+  return rc;
+}
+
 int chi_edit_measure(chi_edit_probe *out, const chi_model *m, const chi_prompt *p, const int32_t *target,
                      int32_t n_target, chi_err *err) {
   int rc = 0;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "eval/asks.h"
+#include "data/dataset.h"
 #include "eval/edits_keys.h"
 
 enum { kSpread = 5 };
@@ -161,8 +162,8 @@ typedef struct work {
   chi_ask *ask; /* the request, then all probes by kind */
   chi_reply *before, *after;
   size_t n;
-  bool asked; /* before is there */
-  chi_edit_probe p_before;
+  bool asked;       /* before is there */
+  double p_before;  /* of the target */
   chi_edit_map map; /* cell NULL: not made yet */
   chi_arena arena;
   json_t *known; /* o->before: item -> line; NULL = none */
@@ -195,7 +196,7 @@ static int gather(work *w, const chi_edit_item *it, chi_err *err) {
 }
 
 /* All questions, each behind `context` where there is one. */
-static int ask_all(work *w, const char *context, chi_reply *to, chi_edit_probe *p, chi_err *err) {
+static int ask_all(work *w, const char *context, chi_reply *to, double *p, chi_err *err) {
   int rc = 0;
   chi_query *q = NULL;
   char *plain = NULL;
@@ -222,7 +223,7 @@ static int ask_all(work *w, const char *context, chi_reply *to, chi_edit_probe *
                        .target = w->it->target,
                        .at = "last-prompt"};
   CHI_TRY(chi_query_make(&q, w->m, &qo, err));
-  CHI_TRY(chi_edit_measure(p, w->m, q->prompt, q->req.target, q->req.n_target, err));
+  CHI_TRY(chi_edit_p(p, w->m, q->prompt, q->req.target, q->req.n_target, err));
 out:
   chi_query_free(q);
   chi_free(plain);
@@ -245,11 +246,11 @@ static int index_before(work *w, chi_err *err) {
 }
 
 /* A reply as chi_asks_run would give it; false where the log's text may have been cut. */
-static bool reply_of(chi_reply *r, const json_t *said, const char *expect) {
+static bool reply_of(chi_reply *r, const json_t *said, const char *expect, bool raw) {
   const char *s = json_string_value(said);
   if (!s || strlen(s) + 4 >= sizeof r->said) return false;
   snprintf(r->said, sizeof r->said, "%s", s);
-  r->right = chi_streq(s, expect);
+  r->right = raw ? expect && chi_data_says(s, expect, true) : chi_streq(s, expect);
   return true;
 }
 
@@ -258,14 +259,15 @@ static bool known_before(work *w) {
   const json_t *line = w->known ? json_object_get(w->known, w->it->id) : NULL, *p = json_object_get(line, "p_before"),
                *probes = json_object_get(line, "probes");
   size_t i = 1;
-  if (w->o->raw || !json_is_number(p) || !reply_of(&w->before[0], json_object_get(line, "said_before"), w->it->target))
+  if (!json_is_number(p) || !reply_of(&w->before[0], json_object_get(line, "said_before"), w->it->target, w->o->raw))
     return false;
   for (int k = 0; k < CHI_PROBES; k++) {
     const json_t *said = json_object_get(json_object_get(probes, chi_probe_get((chi_probe_kind)k)->name), "said");
     for (size_t j = 0; j < probes_of(w, k); j++, i++)
-      if (!reply_of(&w->before[i], json_array_get(json_array_get(said, j), 0), w->ask[i].expect)) return false;
+      if (!reply_of(&w->before[i], json_array_get(json_array_get(said, j), 0), w->ask[i].expect, w->o->raw))
+        return false;
   }
-  w->p_before.p = json_number_value(p);
+  w->p_before = json_number_value(p);
   return true;
 }
 
@@ -327,14 +329,14 @@ const char *chi_edits_line_id(char *buf, size_t cap, const char *editor, const c
   return buf;
 }
 
-static int add_line(work *w, const chi_editor *e, const chi_editor_note *note, const chi_edit_probe *p, json_t *key,
-                    json_t *cell, const char *problem, chi_err *err) {
+static int add_line(work *w, const chi_editor *e, const chi_editor_note *note, double p, json_t *key, json_t *cell,
+                    const char *problem, chi_err *err) {
   int rc = 0, bad;
   char id[1024];
   chi_edits_line_id(id, sizeof id, e->name, w->it->id);
   json_t *j =
       json_pack("{s:s,s:s,s:s,s:s,s:o,s:o,s:o,s:o,s:b}", "id", id, "editor", e->name, "item", w->it->id, "status",
-                problem ? "failed" : "ok", "p_before", num(w->p_before.p), "p_target", num(p->p), "said_before",
+                problem ? "failed" : "ok", "p_before", num(w->p_before), "p_target", num(p), "said_before",
                 text(w->before[0].said), "said", text(w->after[0].said), "reliable", w->after[0].right);
   bad = !j;
   if (j && problem) bad |= json_object_set_new(j, "reason", text(problem));
@@ -357,7 +359,7 @@ static int one_edit(work *w, const chi_editor *e, chi_err *err) {
   int rc = 0;
   chi_editor_note note = {
       .row = -1, .layer = -1, .steps = 0, .loss = NAN, .delta_norm = NAN, .lambda = NAN, .delta = NULL};
-  chi_edit_probe p = w->p_before;
+  double p = w->p_before;
   chi_undo undo = {0};
   json_t *key = NULL, *cell = NULL;
   chi_err why = {0};
@@ -368,7 +370,7 @@ static int one_edit(work *w, const chi_editor *e, chi_err *err) {
   }
   if (rc || (!note.delta && !note.context)) { /* nothing changed: what was said is said again */
     memcpy(w->after, w->before, w->n * sizeof *w->after);
-    rc = add_line(w, e, &note, &p, NULL, NULL, rc ? why.text : NULL, err);
+    rc = add_line(w, e, &note, p, NULL, NULL, rc ? why.text : NULL, err);
     goto out;
   }
   chi_key_job kj = {.m = w->m, .set = w->set, .item = (size_t)(w->it - w->set->item), .o = w->o, .note = &note};
@@ -376,7 +378,7 @@ static int one_edit(work *w, const chi_editor *e, chi_err *err) {
   CHI_TRY(trace_cell(w, e, &note, &cell, err));
   if (note.delta) CHI_TRY(chi_delta_apply(note.delta, w->m, &undo, err));
   CHI_TRY(ask_all(w, note.context, w->after, &p, err));
-  CHI_TRY(add_line(w, e, &note, &p, key, cell, NULL, err));
+  CHI_TRY(add_line(w, e, &note, p, key, cell, NULL, err));
 out:
   chi_delta_undo(&undo);
   chi_delta_free(note.delta);

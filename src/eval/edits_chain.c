@@ -75,13 +75,11 @@ static int measure(const chain *c, const chi_edit_item *it, double *p, chi_err *
   int rc = 0;
   char *plain = NULL;
   chi_query *q = NULL;
-  chi_edit_probe probe;
   CHI_TRY(chi_question_with(&plain, it->question, 0, NULL, err));
   chi_query_opts qo = {
       .image = it->image, .question = plain, .tmpl = c->o->tmpl, .target = it->target, .at = "last-prompt"};
   CHI_TRY(chi_query_make(&q, c->m, &qo, err));
-  CHI_TRY(chi_edit_measure(&probe, c->m, q->prompt, q->req.target, q->req.n_target, err));
-  *p = probe.p;
+  CHI_TRY(chi_edit_p(p, c->m, q->prompt, q->req.target, q->req.n_target, err));
 out:
   chi_query_free(q);
   chi_free(plain);

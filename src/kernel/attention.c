@@ -83,7 +83,7 @@ static void scores(const attn_job *j, attn_tile *t) {
       }
       for (int64_t d = 0; d < j->hd; d += CHI_CHAIN)
         j->t->tile_f32[CHI_F32](e - r, chi_min64(CHI_CHAIN, j->hd - d), t->q + d * t->rows + r, t->rows, k + d * BLOCK,
-                                BLOCK, s, t->span, d == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
+                                BLOCK, s, t->span, d == 0 ? CHI_TILE_SET : CHI_TILE_ADD, NULL);
     }
 }
 
@@ -134,7 +134,7 @@ static void value_tile(const attn_job *j, attn_tile *t, int r, int e, int64_t b,
                     b == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
   else
     j->t->tile_f32[CHI_F32](e - r, keys, p, t->rows, v, ldv, t->chain + r * t->hdp + d, t->hdp,
-                            b % CHAIN_BLOCKS == 0 && slot == 0 ? CHI_TILE_SET : CHI_TILE_CHAIN);
+                            b % CHAIN_BLOCKS == 0 && slot == 0 ? CHI_TILE_SET : CHI_TILE_CHAIN, NULL);
 }
 
 /* Rows [r, e) share V block b. Rows that end inside it (the causal diagonal) have different counts: f32 takes the

@@ -37,6 +37,11 @@ static inline const float *row_of(const gemm_job *j, int64_t i) {
   return j->x + (j->idx != NULL ? (int64_t)j->idx[i] : i) * j->ldx;
 }
 
+/* Columns of a packed matrix, with those that pad it. */
+static inline int64_t padded_k(const chi_mat *w) {
+  return w->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(w->k, 32) * 32 : w->k;
+}
+
 /* Does this product's left side lie as rows of bf16, rather than as f32 columns of a tile? */
 static inline bool packs_rows(const gemm_job *j) { return j->w->compute == CHI_COMPUTE_BF16 && j->t->row_bf16 != NULL; }
 
@@ -65,42 +70,42 @@ static void pack_row(void *ud, int64_t r) {
 static void transpose_panel(const gemm_job *j, void *out, int64_t panel, int64_t k0, int64_t kn) {
   const chi_mat *w = j->w;
   if (w->compute == CHI_COMPUTE_BF16) {
-    int64_t kp = chi_ceil_div(w->k, 32) * 32;
+    int64_t kp = padded_k(w);
     for (int64_t i0 = 0; i0 < kn; i0 += 32)
       j->t->turn_bf16((chi_bf16 *)out + i0 * 32, (const chi_bf16 *)w->data + (k0 + i0) * kp + panel * 1024);
     return;
   }
   int64_t cols = chi_min64(CHI_PANEL, w->k - panel * CHI_PANEL);
   size_t es = chi_dtype_size(w->store);
-  float wide[CHI_PANEL * CHI_PANEL] = {0};
-  const float *rows[CHI_PANEL];
-  for (int c = 0; c < CHI_PANEL; c++) rows[c] = wide + c * CHI_PANEL;
+  float wide[CHI_PANEL * CHI_PANEL] = {0}; /* a block of 16-bit weights, or one that sticks out of W */
   for (int64_t i0 = 0; i0 < kn; i0 += 32) {
     const char *src = (const char *)w->data + (size_t)((k0 + i0) * w->k + panel * CHI_PANEL * CHI_PANEL) * es;
-    if (w->store == CHI_F32)
-      memcpy(wide, src, (size_t)(cols * CHI_PANEL) * sizeof *wide);
-    else
+    const bool lies = w->store == CHI_F32 && cols == CHI_PANEL;
+    if (w->store != CHI_F32)
       j->t->widen(wide, src, w->store, cols * CHI_PANEL);
-    chi_interleave((float *)out + i0 * CHI_PANEL, CHI_PANEL, rows, CHI_PANEL, chi_min64(32, kn - i0), false);
+    else if (!lies)
+      memcpy(wide, src, (size_t)(cols * CHI_PANEL) * sizeof *wide);
+    j->t->turn_f32((float *)out + i0 * CHI_PANEL, lies ? (const float *)(const void *)src : wide);
   }
 }
 
-/* What bf16 tiles ask for meanwhile. A product: the panel's own weights, kAhead bytes on (more tells little: at M = 4,
+/* What tiles ask for meanwhile. A product: the panel's own weights, kAhead bytes on (more tells little: at M = 4,
  * 4096 x 4096, none gives 12 GB/s, 2 KB 21, 4 KB 24, 8 KB 39, 16 KB 39 to 45). A transposed one: the same rows of the
  * next panel, whose blocks lie far apart, where no prefetcher of the hardware finds them. */
 static chi_ahead ahead_of(const gemm_job *j, const char *b, int64_t panel, int64_t k0, int64_t tiles) {
-  int64_t kp = chi_ceil_div(j->w->k, 32) * 32;
-  if (!j->transposed) return (chi_ahead){.at = b + kAhead, .step = 2048, .tiles = 1};
-  if ((panel + 1) * 32 >= kp) return (chi_ahead){.at = b, .step = 2048, .tiles = 1};
+  const chi_mat *w = j->w;
+  int64_t kp = padded_k(w), es = (int64_t)chi_dtype_size(w->store);
+  if (!j->transposed) return (chi_ahead){.at = b + kAhead, .step = 1024 * es, .tiles = 1};
+  if ((panel + 1) * 32 >= kp) return (chi_ahead){.at = b, .step = 1024 * es, .tiles = 1};
   return (chi_ahead){
-      .at = (const char *)j->w->data + 2 * (k0 * kp + (panel + 1) * 1024), .step = 64 * kp, .tiles = (int)tiles};
+      .at = (const char *)w->data + es * (k0 * kp + (panel + 1) * 1024), .step = es * 32 * kp, .tiles = (int)tiles};
 }
 
 /* All row tiles of one block past columns [ks, ks+kn) of a packed chunk that starts at k0. Tile r is at a + r*kp. */
 static void run_panel(const gemm_job *j, const float *a, int64_t r0, int64_t lda, int64_t rows, int64_t kp,
                       const char *b, chi_dtype store, int64_t k0, int64_t ks, int64_t kn, float *c, int64_t ldc,
                       chi_ahead ahead) {
-  const int64_t line = CHI_PANEL * (store == CHI_F32 ? 4 : 2);
+  const int64_t line = CHI_PANEL * (int64_t)chi_dtype_size(store);
   for (int64_t r = 0; r < rows; r += lda) {
     int some = (int)chi_min64(lda, rows - r);
     const float *at = a + r * kp + ks * lda;
@@ -112,19 +117,19 @@ static void run_panel(const gemm_job *j, const float *a, int64_t r0, int64_t lda
       j->t->tile_bf16(some, chi_ceil_div(kn, 32) * 32, lie ? (const void *)at16 : at,
                       lie ? (j->packed ? j->kp : kp) : lda, (const chi_bf16 *)(const void *)b, ct, ldc,
                       k0 + ks == 0 ? CHI_TILE_SET : CHI_TILE_ADD, &ahead);
-      if (ahead.tiles > 1) ahead.mine++;
-      continue;
     }
-    for (int64_t kb = 0; kb < kn; kb += CHI_CHAIN)
+    for (int64_t kb = 0; kb < kn && j->w->compute != CHI_COMPUTE_BF16; kb += CHI_CHAIN) {
+      chi_ahead next = chi_ahead_past(ahead, kb / 32);
       j->t->tile_f32[store](some, chi_min64(CHI_CHAIN, kn - kb), at + kb * lda, lda, b + kb * line, CHI_PANEL, ct, ldc,
-                            k0 + ks + kb == 0 ? CHI_TILE_SET : CHI_TILE_ADD);
+                            k0 + ks + kb == 0 ? CHI_TILE_SET : CHI_TILE_ADD, &next);
+    }
+    if (ahead.tiles > 1) ahead.mine++;
   }
 }
 
 static const char *panel_at(const gemm_job *j, int64_t panel, int64_t k0) {
   const chi_mat *w = j->w;
-  int64_t kp = w->compute == CHI_COMPUTE_BF16 ? chi_ceil_div(w->k, 32) * 32 : w->k;
-  return (const char *)w->data + (size_t)((panel * kp + k0) * CHI_PANEL) * (w->store == CHI_F32 ? 4 : 2);
+  return (const char *)w->data + (size_t)((panel * padded_k(w) + k0) * CHI_PANEL) * chi_dtype_size(w->store);
 }
 
 /* Rows [k0, k0+kn) of a panel as the tiles read them. Rows of few registers spend more on widening 16-bit weights than

@@ -34,15 +34,18 @@ static inline void tile_f32(chi_dtype store, int rows, int64_t k, const float *a
 }
 
 static void tile_f32_f32(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
-                         int64_t ldc, chi_tile_mode mode) {
+                         int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
+  (void)ahead;
   tile_f32(CHI_F32, rows, k, a, lda, b, ldb, c, ldc, mode);
 }
 static void tile_f32_f16(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
-                         int64_t ldc, chi_tile_mode mode) {
+                         int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
+  (void)ahead;
   tile_f32(CHI_F16, rows, k, a, lda, b, ldb, c, ldc, mode);
 }
 static void tile_f32_bf16(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
-                          int64_t ldc, chi_tile_mode mode) {
+                          int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
+  (void)ahead;
   tile_f32(CHI_BF16, rows, k, a, lda, b, ldb, c, ldc, mode);
 }
 
@@ -144,6 +147,11 @@ static void row_axpy(float *y, const float *x, float s, int64_t n) {
 
 /* Transpose one packed 32 x 32 block. A 32-bit word is two neighbouring k of one n; two words of neighbouring n make
  * two words of the result. */
+static void turn_f32(float *dst, const float *src) {
+  for (int r = 0; r < CHI_PANEL; r++)
+    for (int c = 0; c < CHI_PANEL; c++) dst[c * CHI_PANEL + r] = src[r * CHI_PANEL + c];
+}
+
 void chi_turn_bf16(chi_bf16 *dst, const chi_bf16 *src) {
   for (int64_t n = 0; n < 32; n += 2)
     for (int64_t k = 0; k < 32; k += 2) {
@@ -167,6 +175,7 @@ const chi_kernel_table chi_kernels_portable = {
     .tile_bf16 = tile_bf16,
     .tile_pair = tile_pair,
     .widen = panel_widen,
+    .turn_f32 = turn_f32,
     .turn_bf16 = chi_turn_bf16,
     .dot = row_dot,
     .sum = row_sum,

@@ -17,25 +17,31 @@ typedef enum chi_tile_mode {
   CHI_TILE_CHAIN, /* f32 only: the chain starts from c           */
 } chi_tile_mode;
 
-/* One product tile: c[rows][32] (row stride ldc) from a[k][rows] (stride lda >= rows, f32) and b[k][32].
- * f32: one fma chain over all k (the caller cuts k into 256-blocks). b has row stride ldb elements and the store type
- * of the slot that the function sits in. */
-typedef void (*chi_tile_f32_fn)(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
-                                int64_t ldc, chi_tile_mode mode);
-/* Memory that a tile may ask for while it multiplies: with each 32-block of k whose index is `mine` modulo `tiles` the 2 KB
- * at at + index * step, with the others nothing that is not near already. */
+/* Memory that a tile may ask for while it multiplies: with each 32-block of k whose index is `mine` modulo `tiles` as
+ * many bytes as such a block has, at at + index * step; with the others nothing that is not near already. */
 typedef struct chi_ahead {
   const char *at;
   int64_t step;
   int mine, tiles;
 } chi_ahead;
-/* For the blocks of a call in turn, on the tile's own copy: 2 KB to ask for with block b. */
+/* For the blocks of a call in turn, on the tile's own copy: what to ask for with block b. */
 static inline const char *chi_ahead_next(chi_ahead *a, const void *b) {
   const char *next = a->mine == 0 ? a->at : (const char *)b;
   a->mine = (a->mine == 0 ? a->tiles : a->mine) - 1;
   a->at += a->step;
   return next;
 }
+/* The same as it stands after so many blocks. */
+static inline chi_ahead chi_ahead_past(chi_ahead a, int64_t blocks) {
+  a.at += blocks * a.step;
+  a.mine = (int)(((a.mine - blocks) % a.tiles + a.tiles) % a.tiles);
+  return a;
+}
+/* One product tile: c[rows][32] (row stride ldc) from a[k][rows] (stride lda >= rows, f32) and b[k][32].
+ * f32: one fma chain over all k (the caller cuts k into 256-blocks). b has row stride ldb elements and the store type
+ * of the slot that the function sits in. ahead: NULL is nothing. */
+typedef void (*chi_tile_f32_fn)(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
+                                int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead);
 /* bf16: per 32-block of k two chains (even, odd), added together, then to c. a holds values already rounded to bf16:
  * f32 a[k][lda], or, where the table has a row_bf16, bf16 a[rows][lda] as that function made them.
  * packed: b is [k/32][2][16][16][2] bf16 and k a multiple of 32. SET starts from c = +0. */
@@ -54,6 +60,7 @@ typedef struct chi_kernel_table {
   void (*row_bf16)(chi_bf16 *out, const float *x, int64_t k, int64_t kp);
   chi_tile_pair_fn tile_pair;
   void (*widen)(float *dst, const void *src, chi_dtype store, int64_t n); /* F16 or BF16 to f32; n a multiple of 32 */
+  void (*turn_f32)(float *dst, const float *src);        /* 32 x 32, transposed */
   void (*turn_bf16)(chi_bf16 *dst, const chi_bf16 *src); /* a packed 32 x 32 block (chi_bf16_at), transposed */
   /* rows: n elements, contiguous */
   float (*dot)(const float *a, const float *b, int64_t n); /* 32 lanes of fma, tree */

@@ -122,14 +122,16 @@ typedef struct weight_job {
   int64_t m, n, k;
 } weight_job;
 
+/* A piece of a row at a time, so that it is near while the rows of x go by. */
 static void weight_row(void *ud, int64_t i) {
+  enum { PIECE = 1024 };
   const weight_job *j = ud;
-  float *dw = j->dw + i * j->k;
-  for (int64_t r = 0; r < j->m; r++) {
-    float g = j->dy[r * j->n + i];
-    const float *x = j->x + r * j->k;
-    if (g == 0.0f) continue;
-    for (int64_t k = 0; k < j->k; k++) dw[k] = fmaf(g, x[k], dw[k]);
+  for (int64_t k = 0; k < j->k; k += PIECE) {
+    int64_t n = j->k - k < PIECE ? j->k - k : PIECE;
+    for (int64_t r = 0; r < j->m; r++) {
+      float g = j->dy[r * j->n + i];
+      if (g != 0.0f) chi_rows_axpy(j->dw + i * j->k + k, n, j->x + r * j->k + k, n, 1, n, g);
+    }
   }
 }
 

@@ -219,36 +219,60 @@ static int check_step(const chi_grad *g, const chi_grad_step *st, chi_err *err) 
   return 0;
 }
 
+/* Loss rows that go through the head together, which reads its matrix once each way for all of them. */
+typedef struct head_rows {
+  int32_t *row;       /* [n] of the tape */
+  float *x, *dn;      /* [n][D] */
+  float *logits, *dl; /* [n][vocab] */
+} head_rows;
+
+static const int64_t kHeadBytes = (int64_t)64 << 20;
+
+/* Loss rows [i0, i0 + n). */
+static int head_back(chi_grad *g, const chi_grad_step *st, head_rows *h, int32_t i0, int32_t n, float *dx, double *loss,
+                     chi_err *err) {
+  int rc = 0;
+  const chi_decoder *dec = &g->net->decoder;
+  const chii_tape *t = &g->dec;
+  const float *last = chii_layer_in(t, t->s->layers);
+  int64_t D = t->D, V = dec->vocab;
+  for (int32_t i = 0; i < n; i++) {
+    h->row[i] = chii_tape_row(t, st->loss_rows[i0 + i]);
+    if (h->row[i] < 0)
+      return chi_fail(err, CHI_ERR_ARG, "gradients: loss row %d is not computed by this session",
+                      st->loss_rows[i0 + i]);
+    chi_net_final_norm(g->net, last + h->row[i] * D, h->x + i * D, 1);
+  }
+  CHI_TRY(chi_net_logits(g->net, h->x, h->logits, n, err));
+  memset(h->dl, 0, (size_t)(n * V) * sizeof *h->dl);
+  for (int32_t i = 0; i < n; i++) st->loss(st->ud, i0 + i, h->logits + i * V, h->dl + i * V, V, loss);
+  if (st->forward_only) goto out;
+  CHI_TRY(chi_gemm_t(&dec->head.w, h->dl, V, h->dn, D, n, err));
+  for (int32_t i = 0; i < n; i++) {
+    int32_t r = h->row[i];
+    chii_give_site(t, st, CHI_SITE_LOGITS, -1, h->dl + i * V, r, 1, V);
+    chii_give_site(t, st, CHI_SITE_FINAL_NORM, -1, h->dn + i * D, r, 1, D);
+    chi_norm_back(t->s, &dec->final, last + r * D, h->dn + i * D, dx + r * D, 1, D, NULL, NULL);
+  }
+out:
+  return rc;
+}
+
 /* Loss on the final rows; dx [m][D] becomes the gradient at the last layer's output. */
 static int head(chi_grad *g, const chi_grad_step *st, float *dx, double *loss, chi_err *err) {
   int rc = 0;
-  const chi_net *net = g->net;
-  const chi_decoder *dec = &net->decoder;
   const chii_tape *t = &g->dec;
-  int64_t D = t->D, V = dec->vocab;
+  int64_t D = t->D, V = g->net->decoder.vocab, most = kHeadBytes / (2 * V * (int64_t)sizeof(float));
+  if (most > st->n_loss) most = st->n_loss;
+  if (most < 1) most = 1;
   chi_arena a = {0};
-  float *norm = chii_floats(&a, 1, D, err), *logits = chii_floats(&a, 1, V, err), *dl = chii_floats(&a, 1, V, err),
-        *dn = chii_floats(&a, 1, D, err);
-  CHI_TRY(norm && logits && dl && dn ? 0 : CHI_ERR_MEMORY);
+  head_rows h = {chi_arena_array(&a, (size_t)most, sizeof *h.row, err), chii_floats(&a, most, D, err),
+                 chii_floats(&a, most, D, err), chii_floats(&a, most, V, err), chii_floats(&a, most, V, err)};
+  CHI_TRY(h.row && h.x && h.dn && h.logits && h.dl ? 0 : CHI_ERR_MEMORY);
   memset(dx, 0, (size_t)(t->m * D) * sizeof *dx);
   *loss = 0;
-  for (int32_t i = 0; i < st->n_loss; i++) {
-    int32_t r = chii_tape_row(t, st->loss_rows[i]);
-    if (r < 0) {
-      rc = chi_fail(err, CHI_ERR_ARG, "gradients: loss row %d is not computed by this session", st->loss_rows[i]);
-      goto out;
-    }
-    const float *x = chii_layer_in(t, t->s->layers) + r * D;
-    chi_net_final_norm(net, x, norm, 1);
-    CHI_TRY(chi_net_logits(net, norm, logits, 1, err));
-    memset(dl, 0, (size_t)V * sizeof *dl);
-    st->loss(st->ud, i, logits, dl, V, loss);
-    if (st->forward_only) continue;
-    CHI_TRY(chi_gemm_t(&dec->head.w, dl, V, dn, D, 1, err));
-    chii_give_site(t, st, CHI_SITE_LOGITS, -1, dl, r, 1, V);
-    chii_give_site(t, st, CHI_SITE_FINAL_NORM, -1, dn, r, 1, D);
-    chi_norm_back(t->s, &dec->final, x, dn, dx + r * D, 1, D, NULL, NULL);
-  }
+  for (int32_t i = 0; i < st->n_loss; i += (int32_t)most)
+    CHI_TRY(head_back(g, st, &h, i, st->n_loss - i < most ? st->n_loss - i : (int32_t)most, dx, loss, err));
   if (!isfinite(*loss))
     rc = chi_fail(err, CHI_ERR_ARG,
                   "the loss is not finite (%g): the target has probability 0 or the model's values overflow", *loss);
@@ -266,6 +290,8 @@ int chi_grad_run(chi_grad *g, const chi_grad_step *st, double *loss, chi_err *er
   CHI_TRY(d ? 0 : CHI_ERR_MEMORY);
   CHI_TRY(check_step(g, st, err));
   memcpy(x, g->start, (size_t)(t->m * t->D) * sizeof *d);
+  t->open = !g->vision;
+  for (int32_t i = 0; i < st->n_sites; i++) t->open &= st->sites[i].site != CHI_SITE_EMBED;
   if (g->vision) {
     CHI_TRY(chii_sight_forward(&g->sight, st, err));
     memcpy(x + g->in->image_row * t->D, g->sight.proj, (size_t)(g->net->shape.n_image_rows * t->D) * sizeof *d);

@@ -27,6 +27,7 @@ typedef struct chii_tape {
   chi_stack stack;
   const chi_block_spec *s;
   int32_t shared, m, l0;
+  bool open;       /* nobody asks for the gradient at the stack's input */
   int64_t D, nq, nkv, F;
   chii_span *span; /* NULL (projector): one span of the rows [0, m) */
   int32_t n_spans;

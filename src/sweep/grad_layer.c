@@ -357,7 +357,6 @@ static int mlp_back(tape *t, const chi_grad_step *st, int layer, float *dmid, sc
   const chii_inside *z = inside_of(t, layer);
   int64_t m = t->m, n = m * t->D;
   /* b->tmp holds d mlp_out */
-  chii_give_weight(t, st, layer, CHI_W_DOWN, z->act, b->tmp, t->D, t->F);
   CHI_TRY(chi_gemm_t(&w->down.w, b->tmp, t->D, b->da, t->F, m, err));
   chii_grad_pass(t, st, CHI_SITE_MLP_ACT, layer, b->da, t->F);
   chi_act_back(s->act, s->gated ? z->gate : z->up, s->gated ? z->up : NULL, b->da, s->gated ? b->dg : b->du, b->du, m,
@@ -443,7 +442,20 @@ static void norm_of_sum_back(const tape *t, const chi_norm *n, const float *sum,
   memcpy(d, tmp, bytes);
 }
 
-/* d: gradient at resid_post on entry, at the layer's input on return. */
+/* Does the way back end at what the MLP of the tape's first layer writes? */
+static bool ends_at_mlp(const tape *t, const chi_grad_step *st, int layer) {
+  if (layer > t->l0 || !t->open || st->on_pattern) return false;
+  for (int32_t k = 0; k < st->n_sites; k++)
+    if (st->sites[k].stack == t->stack && st->sites[k].layer == layer && st->sites[k].site != CHI_SITE_MLP_OUT &&
+        st->sites[k].site != CHI_SITE_RESID_POST)
+      return false;
+  for (int32_t k = 0; k < st->n_weights; k++)
+    if (st->weights[k].stack == t->stack && st->weights[k].layer == layer && st->weights[k].which != CHI_W_DOWN)
+      return false;
+  return true;
+}
+
+/* d: gradient at resid_post on entry, at the layer's input on return (unless the way ends before it). */
 static int layer_back(tape *t, const chi_grad_step *st, int layer, float *d, scratch *b, chi_err *err) {
   int rc = 0;
   int64_t n = t->m * t->D;
@@ -455,6 +467,8 @@ static int layer_back(tape *t, const chi_grad_step *st, int layer, float *d, scr
   if (t->s->post_norm) norm_of_sum_back(t, &w->norm2, z->sum2, d, b->tmp);
   memcpy(b->tmp, d, bytes);
   chii_grad_pass(t, st, CHI_SITE_MLP_OUT, layer, b->tmp, t->D);
+  chii_give_weight(t, st, layer, CHI_W_DOWN, z->act, b->tmp, t->D, t->F);
+  if (ends_at_mlp(t, st, layer)) goto out;
   memset(b->dx, 0, bytes);
   CHI_TRY(mlp_back(t, st, layer, d, b, err)); /* d becomes the gradient at what the MLP reads */
   if (chi_block_has_cross(t->s, layer)) CHI_TRY(chii_cross_back(t, st, layer, d, err));

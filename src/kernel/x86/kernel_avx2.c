@@ -146,6 +146,31 @@ static void panel_widen(float *dst, const void *src, chi_dtype store, int64_t n)
     for (int j = 0; j < 32; j += 8) _mm256_storeu_ps(dst + i + j, load_b(store, (const char *)src + 2 * i, j));
 }
 
+/* 8 x 8: rows of src, stride 32, become columns of dst. */
+LANE_FN void turn_8x8(float *dst, const float *src) {
+  __m256 v[8], t[8];
+  for (int i = 0; i < 8; i++) v[i] = _mm256_loadu_ps(src + i * 32);
+  for (int i = 0; i < 8; i += 2) { /* pairs of neighbours */
+    t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) /* fours: columns 0 to 3 of each 128 bits */
+    for (int k = 0; k < 2; k++) {
+      __m256d a = _mm256_castps_pd(t[i + k]), b = _mm256_castps_pd(t[i + k + 2]);
+      v[i + 2 * k] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+      v[i + 2 * k + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+    }
+  for (int c = 0; c < 4; c++) {
+    _mm256_storeu_ps(dst + c * 32, _mm256_permute2f128_ps(v[c], v[c + 4], 0x20));
+    _mm256_storeu_ps(dst + (c + 4) * 32, _mm256_permute2f128_ps(v[c], v[c + 4], 0x31));
+  }
+}
+
+static void turn_f32(float *dst, const float *src) {
+  for (int r = 0; r < 32; r += 8)
+    for (int c = 0; c < 32; c += 8) turn_8x8(dst + c * 32 + r, src + r * 32 + c);
+}
+
 /* ---- from a number of rows to the code for it --------------------------------------------------------------- */
 #define F32_CASE(r)                                           \
   case r + 1:                                                 \
@@ -165,15 +190,18 @@ LANE_FN void tile_f32_any(chi_dtype store, int rows, int64_t k, const float *a, 
   switch (rows) { ROWS3(F32_CASE) }
 }
 static void tile_f32_f32(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
-                         int64_t ldc, chi_tile_mode mode) {
+                         int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
+  (void)ahead;
   tile_f32_any(CHI_F32, rows, k, a, lda, b, ldb * 4, c, ldc, mode);
 }
 static void tile_f32_f16(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
-                         int64_t ldc, chi_tile_mode mode) {
+                         int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
+  (void)ahead;
   tile_f32_any(CHI_F16, rows, k, a, lda, b, ldb * 2, c, ldc, mode);
 }
 static void tile_f32_bf16(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
-                          int64_t ldc, chi_tile_mode mode) {
+                          int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
+  (void)ahead;
   tile_f32_any(CHI_BF16, rows, k, a, lda, b, ldb * 2, c, ldc, mode);
 }
 static void tile_bf16_any(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
@@ -193,6 +221,7 @@ const chi_kernel_table chi_kernels_avx2 = {
     .tile_bf16 = tile_bf16_any,
     .tile_pair = tile_pair_any,
     .widen = panel_widen,
+    .turn_f32 = turn_f32,
     .turn_bf16 = chi_turn_bf16,
     CHI_ROW_FUNCTIONS,
 };

@@ -5,8 +5,7 @@
 #include "kernel/x86/bf16_avx512dp.h"
 #include "kernel/x86/rows_x86.h"
 
-/* AHEAD: bytes of prefetch. At M = 4, 4096 x 4096 bf16: none 12 GB/s, 2 KB 21, 4 KB 24, 8 KB 39, 16 KB 39-45. */
-enum { MR_F32 = 12, MR_BF16 = 6, AHEAD = 8192 };
+enum { MR_F32 = 12, MR_BF16 = 6 };
 
 /* Apply M to every row index; with `rows` a constant after inlining the dead ones vanish. Named variables rather than
  * arrays, so that every accumulator is a register at any optimisation level. */
@@ -27,7 +26,7 @@ LANE_FN void load_b(chi_dtype store, const char *b, __m512 *lo, __m512 *hi) {
 }
 
 LANE_FN void tile_f32(chi_dtype store, int rows, int64_t k, const float *a, int64_t lda, const char *b, int64_t step,
-                      float *c, int64_t ldc, chi_tile_mode mode) {
+                      float *c, int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
 #define ZERO(r) __m512 lo##r = _mm512_setzero_ps(), hi##r = _mm512_setzero_ps();
 #define LOAD(r)                                \
   if (rows > r) {                              \
@@ -54,13 +53,18 @@ LANE_FN void tile_f32(chi_dtype store, int rows, int64_t k, const float *a, int6
   if (mode == CHI_TILE_CHAIN) {
     ROWS12(LOAD)
   }
-  const int64_t ahead = k == CHI_CHAIN ? AHEAD : 0; /* shorter tiles are attention's: what follows is not theirs */
-  for (int64_t i = 0; i < k; i++, a += lda, b += step) {
-    __m512 b0, b1;
-    load_b(store, b, &b0, &b1);
-    _mm_prefetch(b + ahead, _MM_HINT_T0);
-    if (store == CHI_F32) _mm_prefetch(b + ahead + 64, _MM_HINT_T0);
-    ROWS12(STEP)
+  chi_ahead near = {.at = b, .step = 32 * step, .tiles = 1};
+  if (ahead != NULL) near = *ahead;
+  for (int64_t left = k; left > 0; left -= 32) {
+    const char *next = chi_ahead_next(&near, b);
+    for (int64_t i = left < 32 ? left : 32; i > 0; i--, a += lda, b += step) {
+      __m512 b0, b1;
+      load_b(store, b, &b0, &b1);
+      _mm_prefetch(next, _MM_HINT_T0);
+      if (store == CHI_F32) _mm_prefetch(next + 64, _MM_HINT_T0);
+      next += store == CHI_F32 ? 128 : 64;
+      ROWS12(STEP)
+    }
   }
   if (mode == CHI_TILE_ADD) {
     ROWS12(ADD)
@@ -162,6 +166,35 @@ static void panel_widen(float *dst, const void *src, chi_dtype store, int64_t n)
   }
 }
 
+/* 16 x 16 of 32 bits: rows of src, stride 32, become columns of dst. */
+LANE_FN void turn_16x16(float *dst, const float *src) {
+  __m512 v[16], t[16];
+  for (int i = 0; i < 16; i++) v[i] = _mm512_loadu_ps(src + i * 32);
+  for (int i = 0; i < 16; i += 2) { /* pairs of neighbours */
+    t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) /* fours: columns 0 to 3 of each 128 bits */
+    for (int k = 0; k < 2; k++) {
+      __m512d a = _mm512_castps_pd(t[i + k]), b = _mm512_castps_pd(t[i + k + 2]);
+      v[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      v[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+  for (int c = 0; c < 4; c++) { /* 128 bits of v[c], v[c + 4], v[c + 8], v[c + 12]: a 4 x 4 of them */
+    __m512 a = _mm512_shuffle_f32x4(v[c], v[c + 4], 0x88), b = _mm512_shuffle_f32x4(v[c], v[c + 4], 0xdd);
+    __m512 d = _mm512_shuffle_f32x4(v[c + 8], v[c + 12], 0x88), e = _mm512_shuffle_f32x4(v[c + 8], v[c + 12], 0xdd);
+    _mm512_storeu_ps(dst + c * 32, _mm512_shuffle_f32x4(a, d, 0x88));
+    _mm512_storeu_ps(dst + (c + 4) * 32, _mm512_shuffle_f32x4(b, e, 0x88));
+    _mm512_storeu_ps(dst + (c + 8) * 32, _mm512_shuffle_f32x4(a, d, 0xdd));
+    _mm512_storeu_ps(dst + (c + 12) * 32, _mm512_shuffle_f32x4(b, e, 0xdd));
+  }
+}
+
+static void turn_f32(float *dst, const float *src) {
+  for (int r = 0; r < 32; r += 16)
+    for (int c = 0; c < 32; c += 16) turn_16x16(dst + c * 32 + r, src + r * 32 + c);
+}
+
 /* 8 x 8 of 64 bits, in place. */
 LANE_FN void turn_8x8(__m512i *v) {
   __m512i t[8];
@@ -193,9 +226,9 @@ static void turn_bf16(chi_bf16 *dst, const chi_bf16 *src) {
 }
 
 /* ---- from a number of rows to the code for it --------------------------------------------------------------- */
-#define F32_CASE(r)                                           \
-  case r + 1:                                                 \
-    tile_f32(store, r + 1, k, a, lda, b, step, c, ldc, mode); \
+#define F32_CASE(r)                                                  \
+  case r + 1:                                                        \
+    tile_f32(store, r + 1, k, a, lda, b, step, c, ldc, mode, ahead); \
     return;
 #define BF16_CASE(r)                                     \
   case r + 1:                                            \
@@ -207,20 +240,20 @@ static void turn_bf16(chi_bf16 *dst, const chi_bf16 *src) {
     return;
 
 LANE_FN void tile_f32_any(chi_dtype store, int rows, int64_t k, const float *a, int64_t lda, const char *b,
-                          int64_t step, float *c, int64_t ldc, chi_tile_mode mode) {
+                          int64_t step, float *c, int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
   switch (rows) { ROWS12(F32_CASE) }
 }
 static void tile_f32_f32(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
-                         int64_t ldc, chi_tile_mode mode) {
-  tile_f32_any(CHI_F32, rows, k, a, lda, b, ldb * 4, c, ldc, mode);
+                         int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
+  tile_f32_any(CHI_F32, rows, k, a, lda, b, ldb * 4, c, ldc, mode, ahead);
 }
 static void tile_f32_f16(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
-                         int64_t ldc, chi_tile_mode mode) {
-  tile_f32_any(CHI_F16, rows, k, a, lda, b, ldb * 2, c, ldc, mode);
+                         int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
+  tile_f32_any(CHI_F16, rows, k, a, lda, b, ldb * 2, c, ldc, mode, ahead);
 }
 static void tile_f32_bf16(int rows, int64_t k, const float *a, int64_t lda, const void *b, int64_t ldb, float *c,
-                          int64_t ldc, chi_tile_mode mode) {
-  tile_f32_any(CHI_BF16, rows, k, a, lda, b, ldb * 2, c, ldc, mode);
+                          int64_t ldc, chi_tile_mode mode, const chi_ahead *ahead) {
+  tile_f32_any(CHI_BF16, rows, k, a, lda, b, ldb * 2, c, ldc, mode, ahead);
 }
 static void tile_bf16_any(int rows, int64_t k, const void *a, int64_t lda, const chi_bf16 *b, float *c, int64_t ldc,
                           chi_tile_mode mode, const chi_ahead *ahead) {
@@ -234,7 +267,7 @@ static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, cons
 /* What the sets with 16 lanes share. */
 #define SHARED                                                                                                    \
   .mr_f32 = MR_F32, .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16}, \
-  .tile_pair = tile_pair_any, .widen = panel_widen, .turn_bf16 = turn_bf16, CHI_ROW_FUNCTIONS
+  .tile_pair = tile_pair_any, .widen = panel_widen, .turn_f32 = turn_f32, .turn_bf16 = turn_bf16, CHI_ROW_FUNCTIONS
 
 const chi_kernel_table chi_kernels_avx512 = {SHARED, .mr_bf16 = MR_BF16, .tile_bf16 = tile_bf16_any};
 const chi_kernel_table chi_kernels_avx512_bf16 = {SHARED, .mr_bf16 = MR_BF16, .tile_bf16 = chi_tile_bf16_dp,
