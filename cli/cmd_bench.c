@@ -85,18 +85,81 @@ out:
   return rc;
 }
 
-static int growth(const cli *c, const args *a, chi_err *err) {
-  int rc = 0;
-  int n = 0;
+/* ---- what can be measured ------------------------------------------------------------------------------------ */
+typedef struct job { /* what a measurement is given, and where its rows go */
+  cli *c;
+  const args *a;
+  chi_bench *b;
+  const char *path; /* of the model that is named */
+  chi_model *m;
+  chi_prompt *p;
+} job;
+
+static int gemm(const job *j, chi_err *err) { return chi_bench_gemm(j->b, err); }
+static int load(const job *j, chi_err *err) {
+  return chi_bench_load(j->b, j->path, (chi_dtype_choice)j->c->common->dtype, err);
+}
+static int prefill(const job *j, chi_err *err) {
+  return chi_bench_prefill(j->b, j->m, (int32_t)j->a->rows, j->a->c.mem, err);
+}
+static int decode(const job *j, chi_err *err) {
+  return chi_bench_decode(j->b, j->m, (int32_t)j->a->rows, j->a->c.mem, err);
+}
+static int trace(const job *j, chi_err *err) { return chi_bench_trace(j->b, j->m, j->p, j->a->c.mem, err); }
+static int attribute(const job *j, chi_err *err) {
+  return chi_bench_attribute(j->b, j->m, j->p, (int32_t)j->a->sample, j->a->c.mem, err);
+}
+static int growth(const job *j, chi_err *err) {
+  int rc = 0, n = 0;
+  const args *a = j->a;
   chi_growth_point g[CHI_GROWTH_POINTS];
   chi_provenance prov;
   if (!a->out) return cli_usage(err, "bench growth writes into a folder: -o DIR");
   CHI_TRY(chi_mkdirs(a->out, err));
   CHI_TRY(chi_bench_growth(g, &n, (int)a->sample, a->out, (int)a->runs, a->c.mem, err));
-  CHI_TRY(cli_provenance(&prov, c, NULL, NULL, NULL, err));
+  CHI_TRY(cli_provenance(&prov, j->c, NULL, NULL, NULL, err));
   CHI_TRY(chi_growth_report(g, n, &prov, a->out, err));
 out:
   return rc;
+}
+
+typedef enum needs { NOTHING, A_PATH, A_MODEL, A_PROMPT, A_CONSTRAINT } needs; /* each has what those before it have */
+static const struct kind {
+  const char *name;
+  needs needs;
+  int (*run)(const job *j, chi_err *err);
+  bool reports; /* writes files of its own in place of a table */
+} kKinds[] = {{"gemm", NOTHING, gemm, false},        {"load", A_PATH, load, false},
+              {"prefill", A_MODEL, prefill, false},  {"decode", A_MODEL, decode, false},
+              {"trace", A_CONSTRAINT, trace, false}, {"attribute", A_PROMPT, attribute, false},
+              {"growth", NOTHING, growth, true}};
+enum { kCount = sizeof kKinds / sizeof *kKinds };
+
+static int find_kind(const struct kind **out, const cli *c, chi_err *err) {
+  int rc = 0;
+  chi_str names = {0};
+  *out = NULL;
+  for (int i = 0; i < kCount; i++) {
+    chi_str_addf(&names, "%s%s", i ? ", " : "", kKinds[i].name);
+    if (c->n_pos && strcmp(c->pos[0], kKinds[i].name) == 0) *out = &kKinds[i];
+  }
+  if (names.failed)
+    rc = chi_fail(err, CHI_ERR_MEMORY, "out of memory");
+  else if (c->n_pos == 0)
+    rc = cli_usage(err, "bench needs one of %s", names.s);
+  else if (!*out)
+    rc = cli_usage(err, "no measurement '%s'; there are %s", c->pos[0], names.s);
+  chi_str_free(&names);
+  return rc;
+}
+
+static int check_words(const struct kind *k, const cli *c, chi_err *err) {
+  int least = k->needs == NOTHING ? 1 : k->needs <= A_MODEL ? 2 : 3, most = k->needs >= A_PROMPT ? 4 : least;
+  if (c->n_pos >= least && c->n_pos <= most) return 0;
+  return cli_usage(err, "bench %s takes %s", k->name,
+                   least == 1   ? "no more words"
+                   : least == 2 ? "MODEL"
+                                : "MODEL [IMAGE] QUESTION");
 }
 
 static int set_machine(const cli *c, chi_err *err) {
@@ -106,50 +169,25 @@ static int set_machine(const cli *c, chi_err *err) {
 }
 
 static int run(cli *c, void *v, chi_err *err) {
-  const args *a = v;
   int rc = 0;
-  static const char *const kinds[] = {"gemm", "load", "prefill", "decode", "trace", "attribute", "growth"};
-  static const int most[] = {1, 2, 2, 2, 4, 4, 1}, least[] = {1, 2, 2, 2, 3, 3, 1};
-  enum { kKinds = sizeof kinds / sizeof *kinds };
-  int kind = 0;
+  const args *a = v;
   char path[PATH_MAX];
-  chi_model *m = NULL;
-  chi_prompt *p = NULL;
+  const struct kind *k;
   chi_bench b = {.runs = (int)a->runs};
-  if (c->n_pos == 0) return cli_usage(err, "bench needs one of gemm, load, prefill, decode, trace, attribute, growth");
-  while (kind < kKinds && strcmp(c->pos[0], kinds[kind]) != 0) kind++;
-  if (kind == kKinds)
-    return cli_usage(err, "no measurement '%s'; there are gemm, load, prefill, decode, trace, attribute, growth",
-                     c->pos[0]);
-  if (c->n_pos < least[kind] || c->n_pos > most[kind])
-    return cli_usage(err, "bench %s takes %s", kinds[kind],
-                     least[kind] == 1 ? "no more words"
-                     : kind >= 4      ? "MODEL [IMAGE] QUESTION"
-                                      : "MODEL");
+  job j = {.c = c, .a = a, .b = &b, .path = path};
+  CHI_TRY(find_kind(&k, c, err));
+  CHI_TRY(check_words(k, c, err));
   CHI_TRY(set_machine(c, err));
-  if (kind == 6) {
-    CHI_TRY(growth(c, a, err));
-    goto out;
-  }
-  if (kind == 0) {
-    CHI_TRY(chi_bench_gemm(&b, err));
-  } else if (kind == 1) {
-    CHI_TRY(cli_model_path(path, sizeof path, c->pos[1], err));
-    CHI_TRY(chi_bench_load(&b, path, (chi_dtype_choice)c->common->dtype, err));
-  } else {
-    CHI_TRY(cli_open_model(&m, c, c->pos[1], err));
-    if (kind == 2) CHI_TRY(chi_bench_prefill(&b, m, (int32_t)a->rows, a->c.mem, err));
-    if (kind == 3) CHI_TRY(chi_bench_decode(&b, m, (int32_t)a->rows, a->c.mem, err));
-    if (kind >= 4) {
-      CHI_TRY(cli_make_prompt(&p, c, m, c->n_pos > 3 ? c->pos[2] : NULL, c->pos[c->n_pos - 1], kind == 4, err));
-      CHI_TRY(kind == 4 ? chi_bench_trace(&b, m, p, a->c.mem, err)
-                        : chi_bench_attribute(&b, m, p, (int32_t)a->sample, a->c.mem, err));
-    }
-  }
-  CHI_TRY(print_bench(c, &b, err));
+  if (k->needs >= A_PATH) CHI_TRY(cli_model_path(path, sizeof path, c->pos[1], err));
+  if (k->needs >= A_MODEL) CHI_TRY(cli_open_model(&j.m, c, c->pos[1], err));
+  if (k->needs >= A_PROMPT)
+    CHI_TRY(cli_make_prompt(&j.p, c, j.m, c->n_pos > 3 ? c->pos[2] : NULL, c->pos[c->n_pos - 1],
+                            k->needs == A_CONSTRAINT, err));
+  CHI_TRY(k->run(&j, err));
+  if (!k->reports) CHI_TRY(print_bench(c, &b, err));
 out:
-  chi_prompt_free(p);
-  chi_model_free(m);
+  chi_prompt_free(j.p);
+  chi_model_free(j.m);
   chi_bench_free(&b);
   return rc;
 }

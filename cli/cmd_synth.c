@@ -16,7 +16,7 @@ static const cli_opt kOpts[] = {
     {.name = "--image", .arg = "PIXELS", .kind = CLI_INT, CLI_AT(args, image), .min = 0, .max = 4096,
      .doc = "side of the picture in pixels; 0 is the shape's own"},
     {.name = "--tokenizer", .arg = "FILE", .kind = CLI_STR, CLI_AT(args, tokenizer),
-     .doc = "a tokenizer.json of at most the shape's tokens, so that prompts are as long as\n"
+     .doc = "a tokenizer.json of at most the shape's tokens, so that prompts are as long as "
             "the real model's; without it a token is a byte"},
     {.name = "--list", .kind = CLI_FLAG, CLI_AT(args, list), .doc = "print the shapes that there are"},
     {0}};

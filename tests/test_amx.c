@@ -107,7 +107,77 @@ static void test_tile(void **state) {
   chi_fp_end(saved);
 }
 
+/* ---- what the drivers make of the AMX row -------------------------------------------------------------------- */
+/* Its table with the tiles in software; where the other functions cannot run, the portable ones. */
+static chi_kernel_table soft_table(void) {
+  chi_kernel_table t = chi_isa_available(CHI_ISA_AVX512) ? chi_kernels_amx : chi_kernels_portable;
+  t.mr_bf16 = CHI_AMX_ROWS;
+  t.tile_bf16 = soft_tile_bf16;
+  t.row_bf16 = soft_row_bf16;
+  return t;
+}
+
+static float *drawn(int64_t n) {
+  float *x = malloc((size_t)n * sizeof *x);
+  for (int64_t i = 0; i < n; i++) x[i] = draw();
+  return x;
+}
+
+/* Both ways through the matrix, with few rows, uneven edges, more than one block of rows. */
+static void test_products(void **state) {
+  (void)state;
+  static const int sizes[][3] = {{1, 33, 40}, {15, 64, 96}, {33, 70, 200}, {70, 40, 513}, {197, 65, 64}};
+  const chi_kernel_table soft = soft_table(), *chosen = chi_kernels;
+  chi_set_threads(1); /* the tiles in software are one set */
+  for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+    int64_t m = sizes[s][0], n = sizes[s][1], k = sizes[s][2];
+    float *weights = drawn(n * k), *x = drawn(m * k), *dy = drawn(m * n);
+    float *y[2], *dx[2];
+    chi_mat w;
+    assert_int_equal(chi_mat_pack(&w, weights, CHI_F32, n, k, k, CHI_COMPUTE_BF16, NULL), 0);
+    for (int i = 0; i < 2; i++) {
+      chi_kernels = i ? &soft : &chi_kernels_portable;
+      y[i] = drawn(m * n), dx[i] = drawn(m * k);
+      assert_int_equal(chi_gemm(&w, x, k, y[i], n, m, NULL, NULL), 0);
+      assert_int_equal(chi_gemm_t(&w, dy, n, dx[i], k, m, NULL), 0);
+    }
+    assert_memory_equal(y[0], y[1], (size_t)(m * n) * sizeof(float));
+    assert_memory_equal(dx[0], dx[1], (size_t)(m * k) * sizeof(float));
+    for (int i = 0; i < 2; i++) free(y[i]), free(dx[i]);
+    free(weights), free(x), free(dy);
+    chi_mat_free(&w);
+  }
+  chi_kernels = chosen;
+}
+
+/* Attention reads f32 blocks with tiles of its own, however many rows the products' tiles take. */
+static void test_attention(void **state) {
+  (void)state;
+  enum { N = 45, HEADS = 4, KV = 2, HD = 48, WIDTH = HEADS * HD, BLOCKS = (N + CHI_KV_BLOCK - 1) / CHI_KV_BLOCK };
+  const chi_kernel_table soft = soft_table(), *chosen = chi_kernels;
+  static float kb[BLOCKS][KV * HD * CHI_KV_BLOCK], vb[BLOCKS][KV * HD * CHI_KV_BLOCK], out[2][N * WIDTH];
+  const float *kblk[BLOCKS], *vblk[BLOCKS];
+  float *k = drawn(N * KV * HD), *v = drawn(N * KV * HD), *q = drawn(N * WIDTH);
+  chi_attn_query query[N];
+  for (int i = 0; i < N; i++)
+    chi_kv_put(kb[i / CHI_KV_BLOCK], vb[i / CHI_KV_BLOCK], k + i * KV * HD, v + i * KV * HD, i % CHI_KV_BLOCK, KV, HD,
+               CHI_COMPUTE_BF16);
+  for (int b = 0; b < BLOCKS; b++) kblk[b] = kb[b], vblk[b] = vb[b];
+  for (int t = 0; t < 2; t++) {
+    chi_kernels = t ? &soft : &chi_kernels_portable;
+    memset(out[t], 0x7f, sizeof out[t]);
+    for (int i = 0; i < N; i++)
+      query[i] = (chi_attn_query){
+          .q = q + i * WIDTH, .out = out[t] + i * WIDTH, .kblk = kblk, .vblk = vblk, .row = i, .n_keys = i + 1};
+    assert_int_equal(chi_attention(query, N, HEADS, KV, HD, 0.3f, CHI_COMPUTE_BF16, NULL), 0);
+  }
+  assert_memory_equal(out[0], out[1], sizeof out[0]);
+  free(k), free(v), free(q);
+  chi_kernels = chosen;
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_tile)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_tile), cmocka_unit_test(test_products),
+                                     cmocka_unit_test(test_attention)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -181,7 +181,7 @@ static void test_canonical(void **unused) {
       make_cache(&c, p[3], p[1], p[2], compute);
       make_batch(&b, &c, p[0], p[4], p[5], p[6]);
       want_batch(&b, &c, 0.3f, compute);
-      for (size_t i = 0; i < 3; i++) {
+      for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
         if (chi_cpu_init(isas[i], NULL) != 0) continue;
         chi_set_threads(widths[(s + i) % 5]);
         run_batch(&b, p[1], 0.3f, compute);
@@ -202,7 +202,7 @@ static void test_stacking(void **unused) {
     make_cache(&c, 150, 2, 48, compute);
     make_batch(&b, &c, 4, 0, 150, 1);
     want_batch(&b, &c, 0.2f, compute);
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
       if (chi_cpu_init(isas[i], NULL) != 0) continue;
       for (size_t t = 0; t < 5; t++) {
         chi_set_threads(widths[t]);
@@ -252,7 +252,7 @@ static void test_forks(void **unused) {
       make_batch(&p, &parent, HEADS, fork, KEYS - fork, 1);
       want_batch(&b, &own, 0.2f, compute);
       want_batch(&p, &parent, 0.2f, compute);
-      for (size_t i = 0; i < 3; i++) {
+      for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
         if (chi_cpu_init(isas[i], NULL) != 0 || (i == 0 && fork % 5 != 0)) continue;
         chi_set_threads(2);
         run_batch(&b, KV, 0.2f, compute);
@@ -334,7 +334,7 @@ static void test_edges(void **unused) {
     want_batch(&b, &c, 0.4f, compute);
     /* Row 71 attends to nothing in heads 0-2: zeros even if the values are not numbers. */
     for (int i = 0; i < 3 * HD; i++) assert_true(b.want[HEADS * HD + i] == 0.0f);
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
       if (chi_cpu_init(isas[i], NULL) != 0) continue;
       chi_set_threads(widths[i]);
       run_batch(&b, 2, 0.4f, compute);
@@ -365,7 +365,7 @@ static void test_nan(void **unused) {
   enum { KEYS = 100, HD = 40, HEADS = 2 };
   for (int bf = 0; bf < 2; bf++)
     for (int at = 0; at < KEYS; at += 13)
-      for (size_t i = 0; i < 3; i++) {
+      for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
         chi_compute compute = bf ? CHI_COMPUTE_BF16 : CHI_COMPUTE_F32;
         if (chi_cpu_init(isas[i], NULL) != 0) continue;
         cache c;
@@ -406,7 +406,7 @@ static void test_padding(void **unused) {
     chi_kv_put(c.kb[r / 32], c.vb[r / 32], c.k + r * HD, v, r % 32, 1, HD, CHI_COMPUTE_BF16);
   }
   want_batch(&b, &c, 1.0f, CHI_COMPUTE_BF16);
-  for (size_t i = 0; i < 3; i++) {
+  for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
     if (chi_cpu_init(isas[i], NULL) != 0) continue;
     run_batch(&b, 1, 1.0f, CHI_COMPUTE_BF16);
     same_bits("padding", b.out, b.want, 8 * HD);

@@ -1,5 +1,6 @@
-/* Attention over blocks of 32 keys. Up to mr rows (query x head of one kv group) are carried together; where their
- * block tables point at the same block, one tile serves them all, so a prefix shared by many branches is loaded once.
+/* Attention over blocks of 32 keys. Up to ROWS rows (query x head of one kv group) are carried past the blocks together;
+ * where their block tables point at the same block, tiles of up to mr rows read it from the first cache, and the tasks of
+ * one head follow each other, so that a prefix shared by many branches is loaded once.
  * K blocks [hd][32] and V blocks [32][hd] are already in the layout that the product tiles read. */
 #include <math.h>
 #include <stdatomic.h>
@@ -7,7 +8,7 @@
 
 #include "kernel/table.h"
 
-enum { BLOCK = CHI_KV_BLOCK, CHAIN_BLOCKS = CHI_CHAIN / CHI_KV_BLOCK, SERIAL_MACS = 1 << 15 };
+enum { BLOCK = CHI_KV_BLOCK, CHAIN_BLOCKS = CHI_CHAIN / CHI_KV_BLOCK, SERIAL_MACS = 1 << 15, ROWS = 24 };
 
 void chi_kv_put(float *kblock, float *vblock, const float *k, const float *v, int slot, int kv_heads, int hd,
                 chi_compute compute) {
@@ -38,6 +39,7 @@ typedef struct attn_job {
   const chi_attn_query *queries;
   int64_t n;
   int heads, kv_heads, group, hd, mr;
+  int64_t rows, row_tasks; /* rows of a task, tasks of a head */
   float scale;
   chi_compute compute;
   atomic_int failed;
@@ -47,9 +49,9 @@ typedef struct attn_job {
 typedef struct attn_tile {
   int rows, kvh;
   int64_t span, hdp; /* longest row of keys, head width; both rounded up to 32 */
-  const chi_attn_query *query[CHI_MR_MAX];
-  int head[CHI_MR_MAX];
-  bool dead[CHI_MR_MAX];                 /* every edge cut: the output is 0 whatever V holds */
+  const chi_attn_query *query[ROWS];
+  int head[ROWS];
+  bool dead[ROWS];                       /* every edge cut: the output is 0 whatever V holds */
   float *q, *s, *p, *acc, *chain, *edge; /* [hd][rows] [rows][span] [span][rows] [rows][hdp] x2 [32][32] */
 } attn_tile;
 
@@ -58,23 +60,25 @@ static inline int64_t keys_in(const attn_tile *t, int r, int64_t b) {
   return chi_min64(BLOCK, t->query[r]->n_keys - b * BLOCK);
 }
 
-/* End of the run of rows that starts at r and reads the same block b (all of them at least one key). */
-static int run_end(const attn_tile *t, int r, int64_t b, bool values) {
+/* End of the run of rows that starts at r and reads the same block b (all of them at least one key), in one tile. */
+static int run_end(const attn_job *j, const attn_tile *t, int r, int64_t b, bool values) {
   const float *first = values ? t->query[r]->vblk[b] : t->query[r]->kblk[b];
   int e = r + 1;
-  while (e < t->rows && keys_in(t, e, b) > 0 && (values ? t->query[e]->vblk[b] : t->query[e]->kblk[b]) == first) e++;
+  while (e < t->rows && e - r < j->mr && keys_in(t, e, b) > 0 &&
+         (values ? t->query[e]->vblk[b] : t->query[e]->kblk[b]) == first)
+    e++;
   return e;
 }
 
 static void scores(const attn_job *j, attn_tile *t) {
-  const float *q[CHI_MR_MAX];
+  const float *q[ROWS];
   for (int r = 0; r < t->rows; r++) q[r] = t->query[r]->q + (int64_t)t->head[r] * j->hd;
   chi_interleave(t->q, t->rows, q, t->rows, j->hd, j->compute == CHI_COMPUTE_BF16);
   for (int64_t b = 0; b * BLOCK < t->span; b++)
     for (int r = 0, e; r < t->rows; r = e) {
       e = r + 1;
       if (keys_in(t, r, b) <= 0) continue;
-      e = run_end(t, r, b, false);
+      e = run_end(j, t, r, b, false);
       const float *k = t->query[r]->kblk[b] + (int64_t)t->kvh * j->hd * BLOCK;
       float *s = t->s + r * t->span + b * BLOCK;
       if (j->compute == CHI_COMPUTE_BF16) {
@@ -120,7 +124,7 @@ static void weights(const attn_job *j, attn_tile *t) {
     if (q->pattern != NULL && n > 0) memcpy(q->pattern + at, s, (size_t)n * sizeof *s);
     for (int64_t k = n; k < t->span; k++) s[k] = 0.0f; /* never multiplied; only so that the turned copy is defined */
   }
-  const float *rows[CHI_MR_MAX];
+  const float *rows[ROWS];
   for (int r = 0; r < t->rows; r++) rows[r] = t->s + r * t->span;
   chi_interleave(t->p, t->rows, rows, t->rows, t->span, j->compute == CHI_COMPUTE_BF16);
 }
@@ -175,7 +179,7 @@ static void values(const attn_job *j, attn_tile *t) {
     for (int r = 0, e; r < t->rows; r = e) {
       e = r + 1;
       if (keys_in(t, r, b) <= 0) continue;
-      e = run_end(t, r, b, true);
+      e = run_end(j, t, r, b, true);
       value_block(j, t, r, e, b);
     }
     if (j->compute == CHI_COMPUTE_BF16) continue;
@@ -200,9 +204,9 @@ static void values(const attn_job *j, attn_tile *t) {
 
 static void attn_task(void *ud, int64_t i) {
   attn_job *j = ud;
-  attn_tile t = {.kvh = (int)(i % j->kv_heads)};
-  int64_t first = i / j->kv_heads * j->mr, all = j->n * j->group;
-  t.rows = (int)chi_min64(j->mr, all - first);
+  attn_tile t = {.kvh = (int)(i / j->row_tasks)};
+  int64_t first = i % j->row_tasks * j->rows, all = j->n * j->group;
+  t.rows = (int)chi_min64(j->rows, all - first);
   int64_t longest = 0;
   for (int r = 0; r < t.rows; r++) {
     int64_t flat = first + r;
@@ -244,8 +248,11 @@ int chi_attention(const chi_attn_query *queries, int64_t n, int heads, int kv_he
                 .hd = hd,
                 .scale = scale,
                 .compute = compute};
-  j.mr = compute == CHI_COMPUTE_BF16 ? j.t->mr_bf16 : j.t->mr_f32;
-  int64_t tasks = chi_ceil_div(n * j.group, j.mr) * kv_heads;
+  j.mr = compute == CHI_COMPUTE_BF16 ? j.t->mr_pair : j.t->mr_f32;
+  j.rows = ROWS / j.mr * j.mr;
+  while (j.rows > j.mr && chi_ceil_div(n * j.group, j.rows) * kv_heads < 4 * (int64_t)chi_threads()) j.rows -= j.mr;
+  j.row_tasks = chi_ceil_div(n * j.group, j.rows);
+  int64_t tasks = j.row_tasks * kv_heads;
   double macs = 0;
   for (int64_t i = 0; i < n; i++) macs += 2.0 * (double)queries[i].n_keys * heads * hd;
   if (tasks == 1 || macs < SERIAL_MACS) {

@@ -171,6 +171,7 @@ static void row_exp64(double *y, const float *x, double shift, int64_t n) {
 const chi_kernel_table chi_kernels_portable = {
     .mr_f32 = PORTABLE_MR,
     .mr_bf16 = PORTABLE_MR,
+    .mr_pair = PORTABLE_MR,
     .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16},
     .tile_bf16 = tile_bf16,
     .tile_pair = tile_pair,

@@ -217,6 +217,7 @@ static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, cons
 const chi_kernel_table chi_kernels_avx2 = {
     .mr_f32 = MR,
     .mr_bf16 = MR,
+    .mr_pair = MR,
     .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16},
     .tile_bf16 = tile_bf16_any,
     .tile_pair = tile_pair_any,

@@ -265,8 +265,9 @@ static void tile_pair_any(int rows, int64_t k, const float *a, int64_t lda, cons
 }
 
 /* What the sets with 16 lanes share. */
-#define SHARED                                                                                                    \
-  .mr_f32 = MR_F32, .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16}, \
+#define SHARED                                                                                  \
+  .mr_f32 = MR_F32, .mr_pair = MR_BF16,                                                         \
+  .tile_f32 = {[CHI_F32] = tile_f32_f32, [CHI_F16] = tile_f32_f16, [CHI_BF16] = tile_f32_bf16}, \
   .tile_pair = tile_pair_any, .widen = panel_widen, .turn_f32 = turn_f32, .turn_bf16 = turn_bf16, CHI_ROW_FUNCTIONS
 
 const chi_kernel_table chi_kernels_avx512 = {SHARED, .mr_bf16 = MR_BF16, .tile_bf16 = tile_bf16_any};
