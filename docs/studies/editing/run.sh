@@ -57,8 +57,10 @@ ftc='--method ft --preset constrained --layer 9 --lr 4e-3 --max-change 4e-2 --st
 ftc_1='--method ft --preset constrained --layer 9 --lr 4e-3 --max-change 2e-2 --stop 0.2'
 lora='--method lora --layer 5 --lr 1e-2 --stop 0.2'
 lora_1='--method lora --layer 9 --lr 2e-2 --stop 0.2'
-bias='--method bias --goal 0.8'
-ike='--method ike --preset bare'
+bias='--method bias --goal 0.7'
+bias_1='--method bias --goal 0.8'
+demonstrations="--method ike --encoder models/cache/all-minilm-l6-v2 --demos $sets/counterfactual.jsonl"
+ike="$demonstrations --demo-limit 60 --contexts 3"
 released='--method multedit --preset released'
 
 prepare() { # second moments, and what the unedited model says
@@ -99,7 +101,7 @@ tune() {
   dev lora-9 --method lora --layer 9 --lr 2e-2 --stop 0.2
   for g in 0.5 0.8 0.95 0.99; do dev bias-$g --method bias --goal $g; done
   dev ike-bare --method ike --preset bare
-  dev ike-4 --method ike --demos $sets/counterfactual.jsonl --demo-limit 60 --encoder models/cache/all-minilm-l6-v2 --contexts 4
+  dev ike-4 $demonstrations --demo-limit 60 --contexts 4
 }
 
 one() { # NAME ARGUMENTS...: thirty dev edits
@@ -122,6 +124,9 @@ equal() { # eight settings of each method
     for r in 1e-2 2e-2; do one lora-$l-$r --method lora --layer $l --lr $r --stop 0.2; done
   done
   for g in 0.3 0.5 0.6 0.7 0.8 0.9 0.95 0.99; do one bias-$g --method bias --goal $g; done
+  one ike-bare --method ike --preset bare
+  for n in 1 2 3 4 6 8; do one ike-$n $demonstrations --demo-limit 60 --contexts $n; done
+  one ike-4-all $demonstrations --demo-limit 0 --contexts 4
 }
 
 main_runs() {
@@ -142,6 +147,7 @@ main_runs() {
     try $set lora $lora
     try $set random $multedit --random-site
     try $set bias $bias
+    try $set bias-1 $bias_1
     try $set released $released
     try $set ike $ike
   done
@@ -183,7 +189,7 @@ dev_table() { # STAGE EVERY TITLE
 bias_and_best() { # SET: the bias edit less the method with the largest headline (M6)
   set=$1
   [ -s "$out/test/bias-$set.jsonl" ] || return 0
-  best=$(awk -F, '$2 == "headline" && $1 !~ /^(none|bias|random|random-1|released)$/ && $3 > most { most = $3; name = $1 } END { print name }' "$keep/$set.csv")
+  best=$(awk -F, '$2 == "headline" && $1 !~ /^(none|bias|bias-1|random|random-1|released)$/ && $3 > most { most = $3; name = $1 } END { print name }' "$keep/$set.csv")
   [ -n "$best" ] || return 0
   "$chiasm" eval compare --draws "$draws" $sets/$set.jsonl --split test --limit 200 bias="$out/test/bias-$set.jsonl" \
     $best="$out/test/$best-$set.jsonl" --against $best --compare bias --csv "$out/bias-$set.csv" >/dev/null
@@ -210,7 +216,7 @@ tables() { # what the page speaks of, beside it: tables.md, every number as CSV,
   dev_table equal 2 'Dev edits, second round: thirty, eight settings a method'
   for set in counterfactual correction insertion; do
     rows=
-    for m in none multedit rome memit ft ftc lora ike bias random released multedit-1 memit-1 ft-1 ftc-1 lora-1 random-1; do
+    for m in none multedit rome memit ft ftc lora ike bias random released multedit-1 memit-1 ft-1 ftc-1 lora-1 bias-1 random-1; do
       [ -s "$out/test/$m-$set.jsonl" ] && rows="$rows $m=$out/test/$m-$set.jsonl"
     done
     against=
@@ -273,7 +279,7 @@ for stage in $stages; do
       ;;
     planted) planted ;;
     chain)
-      for m in multedit rome memit ft; do
+      for m in multedit rome memit ft ftc lora bias; do
         eval "settings=\$$m"
         chain $m $settings
       done
