@@ -123,10 +123,11 @@ static float *drawn(int64_t n) {
   return x;
 }
 
-/* Both ways through the matrix, with few rows, uneven edges, more than one block of rows. */
+/* Both ways through the matrix, with few rows, uneven edges, more than one block of rows, rows packed for all tasks. */
 static void test_products(void **state) {
   (void)state;
-  static const int sizes[][3] = {{1, 33, 40}, {15, 64, 96}, {33, 70, 200}, {70, 40, 513}, {197, 65, 64}};
+  static const int sizes[][3] = {{1, 33, 40},   {15, 64, 96},  {33, 70, 200},
+                                 {70, 40, 513}, {197, 65, 64}, {40, 1100, 64}};
   const chi_kernel_table soft = soft_table(), *chosen = chi_kernels;
   chi_set_threads(1); /* the tiles in software are one set */
   for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {

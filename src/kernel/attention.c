@@ -1,6 +1,6 @@
-/* Attention over blocks of 32 keys. Up to ROWS rows (query x head of one kv group) are carried past the blocks together;
- * where their block tables point at the same block, tiles of up to mr rows read it from the first cache. The tasks of one
- * head follow each other, so that a prefix shared by many branches is loaded once.
+/* Attention over blocks of 32 keys. Up to ROWS rows (query x head of one kv group) are carried past the blocks
+ * together; where their block tables point at the same block, tiles of up to mr rows read it from the first cache. The
+ * tasks of one head follow each other, so that a prefix shared by many branches is loaded once.
  * K blocks [hd][32] and V blocks [32][hd] are already in the layout that the product tiles read. */
 #include <math.h>
 #include <stdatomic.h>
