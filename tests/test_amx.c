@@ -110,7 +110,10 @@ static void test_tile(void **state) {
 /* ---- what the drivers make of the AMX row -------------------------------------------------------------------- */
 /* Its table with the tiles in software; where the other functions cannot run, the portable ones. */
 static chi_kernel_table soft_table(void) {
-  chi_kernel_table t = chi_isa_available(CHI_ISA_AVX512) ? chi_kernels_amx : chi_kernels_portable;
+  chi_kernel_table t = chi_kernels_portable;
+#if defined(__x86_64__)
+  if (chi_isa_available(CHI_ISA_AVX512)) t = chi_kernels_amx;
+#endif
   t.mr_bf16 = CHI_AMX_ROWS;
   t.tile_bf16 = soft_tile_bf16;
   t.row_bf16 = soft_row_bf16;

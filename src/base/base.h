@@ -83,6 +83,11 @@ uint32_t chi_rng_u32(uint64_t seed, uint32_t stream, uint32_t row, uint32_t col)
 /* Standard normal by Box-Muller on two of the four words, with chi's own log/sin/cos (no libm). */
 float chi_rng_normal(uint64_t seed, uint32_t stream, uint32_t row, uint32_t col);
 
+/* ---- floating-point mode ------------------------------------------------------------------------------- */
+/* Round to nearest, denormals zero (x86: MXCSR, ARM: FPCR), for arithmetic outside chi_parallel_for; what was set before. */
+unsigned chi_fp_begin(void);
+void chi_fp_end(unsigned saved);
+
 /* ---- elementary functions with fixed bits (no libm: results are equal on every machine and ISA) ---------- */
 /* double-precision versions used for tables (rope, rng, metrics); at most 2 ulp. */
 double chi_exp64(double x);

@@ -39,32 +39,6 @@ static struct {
 static _Thread_local int thread_index;
 static _Thread_local bool inside;
 
-/* ---- floating-point mode ------------------------------------------------------------------------------------- */
-static unsigned long fp_enter(void) {
-#if defined(__x86_64__)
-  unsigned old = _mm_getcsr();
-  _mm_setcsr(0x9FC0); /* all exceptions masked, round to nearest, FTZ, DAZ */
-  return old;
-#elif defined(__aarch64__)
-  unsigned long old;
-  __asm__ volatile("mrs %0, fpcr" : "=r"(old));
-  __asm__ volatile("msr fpcr, %0" : : "r"(1ul << 24)); /* FZ covers inputs and results */
-  return old;
-#else
-  return 0;
-#endif
-}
-
-static void fp_leave(unsigned long old) {
-#if defined(__x86_64__)
-  _mm_setcsr((unsigned)old);
-#elif defined(__aarch64__)
-  __asm__ volatile("msr fpcr, %0" : : "r"(old));
-#else
-  (void)old;
-#endif
-}
-
 static void relax(void) {
 #if defined(__x86_64__)
   _mm_pause();
@@ -111,7 +85,7 @@ static void work(chi_task_fn fn, void *ud, int64_t n, int64_t chunk) {
 static void *worker_main(void *arg) {
   thread_index = (int)(intptr_t)arg;
   inside = true; /* nested calls run serially */
-  fp_enter();
+  chi_fp_begin();
   pthread_mutex_lock(&pool.lock);
   unsigned seen = atomic_load(&pool.generation) - 1; /* a job may already be open */
   for (;;) {
@@ -209,7 +183,7 @@ void chi_parallel_for(int64_t n, chi_task_fn fn, void *ud) {
     run_serial(n, fn, ud);
     return;
   }
-  unsigned long saved = fp_enter();
+  unsigned saved = chi_fp_begin();
   inside = true;
   /* Two threads of the host program at once: the second one works alone. */
   if (n > 1 && pthread_mutex_trylock(&pool.owner) == 0) {
@@ -224,7 +198,7 @@ void chi_parallel_for(int64_t n, chi_task_fn fn, void *ud) {
     run_serial(n, fn, ud);
   }
   inside = false;
-  fp_leave(saved);
+  chi_fp_end(saved);
 }
 
 int chi_threads(void) {

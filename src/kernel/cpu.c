@@ -66,22 +66,12 @@ static const chi_kernel_table *table_of(chi_isa isa) {
   }
 }
 
-unsigned chi_fp_begin(void) {
-  unsigned saved = _mm_getcsr();
-  _mm_setcsr(0x9fc0); /* all masked, round to nearest, flush to zero, denormals are zero */
-  return saved;
-}
-
-void chi_fp_end(unsigned saved) { _mm_setcsr(saved); }
-
 #else
 static bool cpu_has(chi_isa isa) { return isa == CHI_ISA_PORTABLE; }
 static const chi_kernel_table *table_of(chi_isa isa) {
   (void)isa;
   return &chi_kernels_portable;
 }
-unsigned chi_fp_begin(void) { return 0; }
-void chi_fp_end(unsigned saved) { (void)saved; }
 #endif
 
 const char *chi_isa_name(chi_isa isa) { return (unsigned)isa < CHI_ISA_COUNT ? isa_names[isa] : "?"; }

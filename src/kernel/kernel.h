@@ -1,7 +1,7 @@
 /* kernel: every arithmetic inner loop. One canonical arithmetic: the bits of a row depend on that row's inputs and the
  * weights only, not on other rows, threads, blocking or instruction set. Rules (docs/arithmetic.md):
  *   - built with -ffp-contract=off; fused multiply-adds are written as fmaf / FMA intrinsics, never left to the compiler;
- *   - denormals are zero and results flush to zero (MXCSR, set by parallel_for and chi_fp_begin);
+ *   - denormals are zero and results flush to zero (base.h: chi_parallel_for and chi_fp_begin);
  *   - no libm: exp, tanh, erf, ... are our own and the same operations in the same order in every variant;
  *   - f32 product: for each 256-wide block of K (aligned to k = 0) one chain of fma from zero, ascending k; block sums
  *     are added to the accumulator in order (accumulator starts as the first block's sum); then + bias;
@@ -34,9 +34,6 @@ int chi_cpu_init(const char *forced, chi_err *err);
 chi_isa chi_cpu_isa(void);
 const char *chi_isa_name(chi_isa isa);
 bool chi_isa_available(chi_isa isa);
-/* Set/restore MXCSR of the calling thread for kernels called outside parallel_for. */
-unsigned chi_fp_begin(void);
-void chi_fp_end(unsigned saved);
 
 /* ---- packed weights -------------------------------------------------------------------------------------- */
 typedef enum chi_compute { CHI_COMPUTE_F32, CHI_COMPUTE_BF16 } chi_compute;
