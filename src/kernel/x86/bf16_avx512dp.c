@@ -73,8 +73,8 @@ void chi_row_bf16_dp(chi_bf16 *out, const float *x, int64_t k, int64_t kp) {
   const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(4, 5, 0, 1, 6, 7, 2, 3, 12, 13, 8, 9, 14, 15, 10, 11));
   for (int64_t i = 0; i < kp; i += 32) {
     int64_t left = k - i;
-    __mmask16 m0 = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-    __mmask16 m1 = left >= 32 ? 0xffff : left > 16 ? (__mmask16)((1u << (left - 16)) - 1) : 0;
+    __mmask16 m0 = (__mmask16)(left >= 16 ? 0xffffu : left > 0 ? (1u << left) - 1 : 0);
+    __mmask16 m1 = (__mmask16)(left >= 32 ? 0xffffu : left > 16 ? (1u << (left - 16)) - 1 : 0);
     __m512 lo = _mm512_maskz_loadu_ps(m0, x + i), hi = _mm512_maskz_loadu_ps(m1, x + i + 16);
     __m512i pair = (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
     _mm512_storeu_si512(out + i, _mm512_shuffle_epi8(pair, order));
