@@ -228,7 +228,7 @@ typedef struct chi_edit_probe {
   double first;   /* of its first token */
   char said[128]; /* greedy answer, trimmed */
 } chi_edit_probe;
-/* p alone, which takes one pass. */
+/* probe.p alone: one pass, no answer. */
 int chi_edit_p(double *p, const chi_model *m, const chi_prompt *prompt, const int32_t *target, int32_t n_target,
                chi_err *err);
 int chi_edit_measure(chi_edit_probe *out, const chi_model *m, const chi_prompt *p, const int32_t *target,

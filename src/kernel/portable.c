@@ -145,13 +145,13 @@ static void row_axpy(float *y, const float *x, float s, int64_t n) {
   for (int64_t i = 0; i < n; i++) y[i] = fmaf(s, x[i], y[i]);
 }
 
-/* Transpose one packed 32 x 32 block. A 32-bit word is two neighbouring k of one n; two words of neighbouring n make
- * two words of the result. */
 static void turn_f32(float *dst, const float *src) {
   for (int r = 0; r < CHI_PANEL; r++)
     for (int c = 0; c < CHI_PANEL; c++) dst[c * CHI_PANEL + r] = src[r * CHI_PANEL + c];
 }
 
+/* Transpose one packed 32 x 32 block. A 32-bit word is two neighbouring k of one n; two words of neighbouring n make
+ * two words of the result. */
 void chi_turn_bf16(chi_bf16 *dst, const chi_bf16 *src) {
   for (int64_t n = 0; n < 32; n += 2)
     for (int64_t k = 0; k < 32; k += 2) {

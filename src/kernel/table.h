@@ -52,7 +52,7 @@ typedef void (*chi_tile_pair_fn)(int rows, int64_t k, const float *a, int64_t ld
                                  float *c, int64_t ldc, chi_tile_mode mode);
 
 typedef struct chi_kernel_table {
-  int mr_f32, mr_bf16, mr_pair; /* most rows of one tile */
+  int mr_f32, mr_bf16, mr_pair; /* most rows of one tile; of f32 and pair at most 24 (attention.c: ROWS) */
   chi_tile_f32_fn tile_f32[CHI_STORE_COUNT];
   chi_tile_bf16_fn tile_bf16;
   /* NULL, or: out[kp] = the k values of x rounded to bf16, then zeros; the order inside each 32 is the tile's own.

@@ -10,6 +10,7 @@ here=docs/studies/editing
 keep=${KEEP:-$here}
 draws=${DRAWS:-10000}
 moments=$out/moments.safetensors
+encoder=models/cache/all-minilm-l6-v2
 mkdir -p "$keep" "$out/tune" "$out/equal" "$out/test" "$out/sweep" "$out/planted" "$out/chain"
 stages=${*:-tune equal test sweep planted chain keys tables}
 
@@ -59,7 +60,7 @@ lora='--method lora --layer 5 --lr 1e-2 --stop 0.2'
 lora_1='--method lora --layer 9 --lr 2e-2 --stop 0.2'
 bias='--method bias --goal 0.7'
 bias_1='--method bias --goal 0.8'
-demonstrations="--method ike --encoder models/cache/all-minilm-l6-v2 --demos $sets/counterfactual.jsonl"
+demonstrations="--method ike --encoder $encoder --demos $sets/counterfactual.jsonl"
 ike="$demonstrations --demo-limit 60 --contexts 3"
 released='--method multedit --preset released'
 
@@ -266,6 +267,13 @@ tables() { # what the page speaks of, beside it: tables.md, every number as CSV,
   done
 }
 
+case " $stages " in
+  *' tune '* | *' equal '* | *' test '*)
+    [ -f $encoder/model.safetensors ] || {
+      echo "run.sh: no sentence encoder for in-context editing in $encoder: run scripts/get_encoder.sh first" >&2
+      exit 1
+    } ;;
+esac
 [ "$stages" = tables ] || prepare
 for stage in $stages; do
   case $stage in
